@@ -1,0 +1,292 @@
+"""The `hebm` command: each subcommand parses, calls one function of the library, and prints.
+
+Data goes to stdout, everything else to stderr.  Exit status: 0 success, 1 failure, 2 usage.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hebmtool.console import note, stderr
+from hebmtool.errors import HebmError, UsageError
+
+app = typer.Typer(
+    name="hebm",
+    help="Hierarchical latent energy-based priors: train a multi-layer generator, close its prior hole, sample.",
+    epilog="Add --debug to any command to see the whole traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="The built-in recipes.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe (see `hebm recipes`).")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as --set prior.levels=6; repeatable."),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", envvar="HEBM_RUNS", help="Folder that holds the runs.", show_default=True)
+]
+RunOption = Annotated[str | None, typer.Option("--run", help="A run's name or folder.", show_default="the newest run")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+RUNS = Path("runs")
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("hebmtool"))
+        raise typer.Exit()
+
+
+@app.command("train-vae", rich_help_panel="Train")
+def train_vae(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+) -> None:
+    """Stage one: train the multi-layer generator and its encoder.
+
+    Prints the run's folder.  Examples:
+
+        hebm train-vae digits
+
+        hebm train-vae recipes/mnist.yaml --set data.source=array --set data.path=mnist.npz
+    """
+    from hebmtool import recipe as recipes
+    from hebmtool.run import Run
+    from hebmtool.train_vae import train_vae as train
+    from hebmtool.training import pick_device
+
+    settings = recipes.load(recipe, overrides or [])
+    where = pick_device(device)
+    with Run.create(runs, settings, resume) as run:
+        if resume:
+            Run.check_same(run.recipe(), settings, ["generator", "train_vae", "seed", "data"])
+        train(settings, run, where, resume)
+    print(run.path)
+
+
+@app.command("train-prior", rich_help_panel="Train")
+def train_prior(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+) -> None:
+    """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.
+
+    Needs the generator of `hebm train-vae RECIPE`.  A run holds one prior of each kind.  Prints the closure as
+    JSON.  Examples:
+
+        hebm train-prior digits
+
+        hebm train-prior recipes/mnist.yaml --set prior.kind=ebm
+    """
+    from hebmtool import recipe as recipes
+    from hebmtool.run import Run
+    from hebmtool.train_prior import train_prior as train
+    from hebmtool.training import pick_device
+
+    settings = recipes.load(recipe, overrides or [])
+    where = pick_device(device)
+    if not (runs / settings.name).is_dir():
+        raise HebmError(
+            f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {recipe}`"
+        )
+    with Run.open(runs / settings.name, runs).lock() as run:
+        run.require_generator()
+        closure = train(settings, run, where, resume)
+    print(json.dumps({"run": str(run.path), "closure": None if closure is None else closure.figures()}))
+
+
+@app.command(rich_help_panel="Use")
+def sample(
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="gaussian, ebm or diffusion-ebm.", show_default="diffusion-ebm if trained, else ebm"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Above 0; 1 is the prior itself.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="A strip per image: decoded u_T ... u_0, noise to the left.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="A .png grid, an .npz file, a folder of PNGs, or - for a PNG on stdout.",
+            show_default="a grid in the run's samples",
+        ),
+    ] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.", show_default="square")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw images from a run's prior (HEBM's Algorithm 2).
+
+    Prints the path written.  Examples:
+
+        hebm sample -n 100 --seed 7 --out grid.png
+
+        hebm sample --prior gaussian -n 50000 --out samples/
+
+        hebm sample --progressive -n 8 --out - | display
+    """
+    from hebmtool import sample as sampling
+
+    if not temperature > 0:
+        raise UsageError(f"--temperature is {temperature}; it must be above 0, 1 being the prior itself")
+    opened, trained = _open_prior(run, runs, prior, device)
+    if out is None:
+        name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
+        out, force = str(opened.samples_dir / name), True
+    sink = sampling.Sink(out, columns, force)
+    if progressive:
+        images, stages = sampling.progressive(trained, n, seed, batch_size, temperature, steps)
+        sink.columns = columns or stages
+        sink.write(iter([images]))
+    else:
+        sink.write(sampling.sample(trained, n, seed, batch_size, temperature, steps))
+    if sink.path is not None:
+        print(sink.path)
+
+
+def _open_prior(run: str | None, runs: Path, kind: str | None, device: str):
+    """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed."""
+    from hebmtool.run import Run
+    from hebmtool.train_prior import load_prior
+    from hebmtool.train_vae import load_generator
+    from hebmtool.training import pick_device
+
+    where = pick_device(device)
+    opened = Run.open(run, runs)
+    opened.require_generator()
+    kind = kind or opened.priors()[-1]
+    opened.require_prior(kind)
+    return opened, load_prior(opened, load_generator(opened, where).frozen(), kind)
+
+
+@app.command(rich_help_panel="Look")
+def info(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder.", show_default="the newest run")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Show what a run is: its generator's layers with their KL, its priors and their figures."""
+    from hebmtool import info as information
+    from hebmtool.run import Run
+
+    found = information.describe(Run.open(run, runs))
+    print(json.dumps(found) if as_json else information.render(found))
+
+
+@app.command(rich_help_panel="Train")
+def demo(
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """The whole method on the embedded digits, in at most three minutes on two cores.
+
+    Trains the generator and the diffusion prior, and draws Gaussian samples, prior samples and reconstructions side
+    by side.  Prints the picture's path.
+    """
+    from hebmtool import demo as demonstration
+    from hebmtool.training import pick_device
+
+    shown = demonstration.demo(runs, pick_device(device))
+    note(f"picture: {shown.picture}; more with `hebm sample --run {shown.run}` and `hebm info {shown.run}`")
+    print(shown.picture)
+
+
+@recipes_app.callback()
+def recipes_list(context: typer.Context) -> None:
+    """List the built-in recipes, one a line: name, tab, what it is."""
+    if context.invoked_subcommand is None:
+        from hebmtool import recipe
+
+        for name, description in recipe.names().items():
+            print(f"{name}\t{description}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="A built-in recipe.")]) -> None:
+    """Print a built-in recipe as written, ready to be saved and changed."""
+    from hebmtool import recipe
+
+    print(recipe.text(name), end="")
+
+
+# Newer typer carries its own copy of click, older ones import it: reach its base exception through typer itself.
+ClickException = typer.BadParameter.__mro__[2]
+
+
+def main() -> None:
+    """Entry point: run the command, turn every failure into one sentence and an exit status."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        status = app(arguments, prog_name="hebm", standalone_mode=False)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            stderr.print_exception(show_locals=False)
+        status = _explain(error, debug)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: BaseException, debug: bool) -> int:
+    """Say what went wrong in one line on stderr; the exit status it means."""
+    if isinstance(error, HebmError):
+        note(f"hebm: {error}")
+        return error.exit_code
+    if isinstance(error, ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "hebm"
+        if not error.format_message():  # a bare `hebm`: its help has been printed
+            return 2
+        note(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader went away, as `head` does; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        note("hebm: interrupted")
+        return 130
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        note("hebm: out of memory; lower the batch size (--batch-size, train_vae.batch_size, train_prior.batch_size)")
+        return 1
+    hint = "" if debug else "; run again with --debug for the traceback, and please report it"
+    note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

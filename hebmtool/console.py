@@ -1,0 +1,42 @@
+"""What a person sees while something runs: notes and progress bars, on stderr, bars only on a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line on stderr, as written."""
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A progress bar that is not there when stderr is no terminal."""
+
+    def __init__(self, progress: Progress, task: int):
+        self._progress, self._task = progress, task
+
+    def advance(self, by: int = 1, text: str | None = None) -> None:
+        self._progress.advance(self._task, by)
+        if text is not None:
+            self._progress.update(self._task, text=text)
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A bar over `total` things, `done` of them done already; gone when the block ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task(title, total=total, completed=done, text="")
+        yield Bar(bars, task)

@@ -1,0 +1,58 @@
+"""The whole method on the embedded digits in a few minutes: generator, prior, samples, closure, one picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hebmtool import data, metrics, picture, recipe
+from hebmtool.errors import HebmError
+from hebmtool.prior import make_prior
+from hebmtool.run import Run
+from hebmtool.train_prior import load_prior, train_prior
+from hebmtool.train_vae import load_generator, train_vae
+
+SHOWN, COLUMNS = 64, 8
+
+
+@dataclass
+class Demo:
+    run: Path
+    picture: Path
+    closure: metrics.Closure
+
+
+def demo(root: Path, device: torch.device) -> Demo:
+    """Train the `digits` recipe into the first unused of `root`/demo, demo-2, ...; draw the picture there."""
+    names = ["demo", *(f"demo-{i}" for i in range(2, 1000))]
+    name = next((name for name in names if not (root / name).exists()), None)
+    if name is None:
+        raise HebmError(f"{root} holds {len(names)} demos already; remove some or give another --runs folder")
+    settings = recipe.load("digits", [f"name={name}"])
+    with Run.create(root, settings) as run:
+        train_vae(settings, run, device)
+        closure = train_prior(settings, run, device)
+        path = run.path / "demo.png"
+        picture.save(prior_picture(run, closure, device), path)
+    return Demo(run.path, path, closure)
+
+
+def prior_picture(run: Run, closure: metrics.Closure, device: torch.device):
+    """Samples of the Gaussian prior beside those of the trained one beside reconstructions, with their FDs."""
+    settings = run.recipe()
+    generator = load_generator(run, device).frozen()
+    trained = load_prior(run, generator, closure.kind)
+    gaussian = make_prior(generator, settings.prior.model_copy(update={"kind": "gaussian"}))
+    images = data.load(settings.data, "train")
+    parts = [
+        (f"Gaussian prior\nFD {closure.fd_gaussian:.2f}", metrics.prior_images(gaussian, SHOWN, settings.seed)),
+        (
+            f"{closure.kind} prior\nFD {closure.fd_prior:.2f}, closure {closure.closure:.2f}",
+            metrics.prior_images(trained, SHOWN, settings.seed),
+        ),
+        (
+            f"Reconstructions\nFD {closure.fd_reconstruction:.2f}",
+            metrics.reconstructions(generator, images, settings, SHOWN),
+        ),
+    ]
+    return picture.panels(parts, COLUMNS)

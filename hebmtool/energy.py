@@ -1,0 +1,159 @@
+"""The energy F_w(z, t) = sum_i f_i(z_i, t): one small network per latent layer.
+
+F is the negative of an energy in the physicist's sign: high means likely (HEBM, arXiv 2405.13910, section 3).
+With `reads: z+state`, f_i sees besides z_i the top-down state h_i(z_{>i}) and the residual u_i, both of which the
+walk through T has computed already, so F remains a function of z; it sees directly the dependence between layers,
+where the prior hole is.
+
+Convolutions are spectral-normalised (Miyato et al. 2018, arXiv 1802.05957).  The power iteration is advanced once
+per update by `advance`, never by a forward pass, and `fixed` holds the normalised weights while a chain runs.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hebmtool import recipe as recipes
+from hebmtool.generator import Generator, TopDown
+
+TIME_FEATURES = 32
+
+
+def sinusoidal(t: Tensor) -> Tensor:
+    """Sinusoidal embedding of levels t [N] -> [N, TIME_FEATURES]."""
+    half = TIME_FEATURES // 2
+    frequencies = torch.exp(-math.log(100.0) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class SpectralConv(nn.Module):
+    """Convolution divided by its largest singular value ([c_out, rest]); plain where `norm` is off."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, norm: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        self.norm = norm
+        self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
+        self.register_buffer("right", F.normalize(torch.randn(c_in * kernel * kernel), dim=0))
+        self.fixed: Tensor | None = None
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """One step of the power iteration."""
+        w = self.conv.weight.flatten(1)
+        self.right.copy_(F.normalize(w.T @ self.left, dim=0))
+        self.left.copy_(F.normalize(w @ self.right, dim=0))
+
+    def weight(self) -> Tensor:
+        w = self.conv.weight
+        return w / (self.left @ w.flatten(1) @ self.right).clamp(min=1e-6) if self.norm else w
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight() if self.fixed is None else self.fixed
+        return F.conv2d(x, w, self.conv.bias, padding=self.conv.padding)
+
+
+class LayerEnergy(nn.Module):
+    """f_i: latent map [N, Z, h, w], optional state [N, C, h, w], level embedding -> [N].
+
+    Arguments:
+        channels: channels read beside the state.
+        state: channels of h_i, or 0 when it is not read.
+    """
+
+    def __init__(self, channels: int, state: int, config: recipes.Energy):
+        super().__init__()
+        width, norm = config.width, config.spectral_norm
+        self.read = SpectralConv(channels, width, 3, norm)
+        self.read_state = SpectralConv(state, width, 1, norm) if state else None
+        self.first = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
+        self.second = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
+        self.level = nn.ModuleList(nn.Linear(TIME_FEATURES, width) for _ in range(config.blocks))
+        self.head = nn.Linear(width, 1)
+        # F starts at 0: the prior starts at the Gaussian.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, z: Tensor, state: Tensor | None, level: Tensor) -> Tensor:
+        x = self.read(z)
+        if self.read_state is not None:
+            x = x + self.read_state(state)
+        for first, second, shift in zip(self.first, self.second, self.level, strict=True):
+            x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None]))
+        return self.head(F.silu(x).sum((2, 3)))[:, 0]
+
+
+class Energy(nn.Module):
+    """All f_i of a generator.
+
+    Arguments:
+        generator: only its shapes are used, and draws of its states for standardising them.
+    """
+
+    def __init__(self, generator: Generator, config: recipes.Energy):
+        super().__init__()
+        self.reads_state = config.reads == "z+state"
+        z = generator.config.latent_channels
+        widths = [layer.combine.v.shape[1] - z for layer in generator.decoder]
+        self.layers = nn.ModuleList(
+            # The top state is a constant and says nothing.
+            LayerEnergy(2 * z if self.reads_state else z, width if self.reads_state and l > 0 else 0, config)
+            for l, width in enumerate(widths)
+        )
+        self.to(memory_format=torch.channels_last)
+        if self.reads_state:
+            for l, width in enumerate(widths):
+                self.register_buffer(f"state_mean_{l}", torch.zeros(width, 1, 1))
+                self.register_buffer(f"state_scale_{l}", torch.ones(width, 1, 1))
+
+    @torch.no_grad()
+    def calibrate(self, walk: TopDown) -> None:
+        """Set the affine that standardises each channel of h_i, from a walk over draws of the Gaussian prior."""
+        if self.reads_state:
+            for l, h in enumerate(walk.h):
+                getattr(self, f"state_mean_{l}").copy_(h.mean((0, 2, 3))[:, None, None])
+                getattr(self, f"state_scale_{l}").copy_(h.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
+
+    def forward(self, walk: TopDown, t: Tensor) -> Tensor:
+        """f_i per image and layer, [N, L], top first.
+
+        Arguments:
+            walk: through the first layers, or all of them.
+            t: level per image, [N].
+        """
+        level = sinusoidal(t)
+        out = []
+        for l, z in enumerate(walk.z):
+            state = None
+            if self.reads_state:
+                state = (walk.h[l] - getattr(self, f"state_mean_{l}")) / getattr(self, f"state_scale_{l}")
+                z = torch.cat([z, walk.u[l]], dim=1)
+            out.append(self.layers[l](z, state, level))
+        return torch.stack(out, dim=1)
+
+    def advance(self) -> None:
+        """One step of every power iteration; call once per update."""
+        for module in self.modules():
+            if isinstance(module, SpectralConv):
+                module.advance()
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Within the block the weights are constants, normalised once: no gradient reaches the parameters."""
+        convs = [m for m in self.modules() if isinstance(m, SpectralConv)]
+        required = [p.requires_grad for p in self.parameters()]
+        try:
+            for conv in convs:
+                conv.fixed = conv.weight().detach()
+            self.requires_grad_(False)
+            yield
+        finally:
+            for conv in convs:
+                conv.fixed = None
+            for p, flag in zip(self.parameters(), required, strict=True):
+                p.requires_grad_(flag)

@@ -1,0 +1,26 @@
+"""What went wrong on the user's side, said in one sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HebmError(Exception):
+    """A mistake or condition the user can act on.
+
+    The message is one sentence naming the thing, what was found, what is allowed and what to do.
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+
+class UsageError(HebmError):
+    """The request itself is wrong (an unknown key, a word outside a list): exit code 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near."""
+    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,336 @@
+"""The multi-layer generator p(x, z) = p(x | z) p(z), its encoder q(z | x), and the bijection T.
+
+    p(z) = p(z_L) prod_{i<L} p(z_i | z_{>i}),        p(z_i | z_{>i}) = N(mu_i, sigma_i^2)
+    T:    z_i = mu_i(z_{>i}) + sigma_i(z_{>i}) u_i          u ~ N(0, I) under the Gaussian prior
+    T^-1: u_i = (z_i - mu_i(z_{>i})) / sigma_i(z_{>i})
+
+Layer L is the top (coarsest, drawn first), layer 1 the bottom.  Inside the code lists run top first, so list index
+l is layer L - l; `layer_number` is the one place that converts.  u and z travel as flat tensors [N, D], the
+layers' maps one after another, top first; `split` gives the views [N, Z, h, w].
+
+Everything that draws or reads latents (T, T^-1, the posterior, sampling) is the same walk down the tower,
+`top_down`, and differs only in how z_i is chosen once mu_i and sigma_i are known.
+
+The architecture is NVAE's (Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898).
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hebmtool import recipe as recipes
+from hebmtool.layers import AutoregressiveShift, Cell, Conv
+from hebmtool.likelihood import log_normal, make_likelihood, normal_parameters
+
+CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
+CELL_KINDS = {
+    "res_bnswish": {role: ["res_bnswish"] * 2 for role in CELL_ROLES},
+    "res_mbconv": {role: ["res_bnswish"] * 2 for role in CELL_ROLES}
+    | {"normal_dec": ["mconv_e6k5g0"], "up_dec": ["mconv_e6k5g0"]}
+    | {"normal_post": ["mconv_e3k5g0"], "up_post": ["mconv_e3k5g0"]},
+    "mbconv_sep": {
+        role: ["mconv_e6k5g0"] if role.endswith(("_enc", "_dec")) else ["mconv_e3k5g0"] for role in CELL_ROLES
+    },
+}
+
+
+@dataclass
+class TopDown:
+    """What one walk down the tower met, lists top first, one entry per layer walked.
+
+    z, mu, sigma, u: [N, Z, h, w].  h: the top-down state at the layer, [N, C, h, w], a function of z_{>i}.
+    """
+
+    z: list[Tensor] = field(default_factory=list)
+    u: list[Tensor] = field(default_factory=list)
+    mu: list[Tensor] = field(default_factory=list)
+    sigma: list[Tensor] = field(default_factory=list)
+    h: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Posterior:
+    """A draw z ~ q(z | x) and what training needs of it.
+
+    walk: the walk that drew it.  kl: [N, L] nats per layer, top first.
+    """
+
+    walk: TopDown
+    kl: Tensor
+
+
+class EncoderLayer(nn.Module):
+    """One layer's share of the bottom-up tower, and its posterior's head."""
+
+    def __init__(self, cells: nn.Module, down: nn.Module | None, merge: nn.Module | None, head: nn.Module):
+        super().__init__()
+        self.cells, self.down, self.merge, self.head = cells, down, merge, head
+
+
+class DecoderLayer(nn.Module):
+    """One layer's share of the top-down tower: cells, the prior's head, the combiner with z, and what follows."""
+
+    def __init__(self, cells: nn.Module, head: nn.Module | None, combine: nn.Module, up: nn.Module | None):
+        super().__init__()
+        self.cells, self.head, self.combine, self.up = cells, head, combine, up
+
+
+def layers_at_each_scale(g: recipes.Generator) -> list[int]:
+    """Number of latent layers at each scale, coarsest (top) first."""
+    counts = [g.layers_per_scale]
+    for _ in range(g.scales - 1):
+        counts.append(max(counts[-1] // 2, g.min_layers_per_scale) if g.halve else g.layers_per_scale)
+    return counts[::-1]
+
+
+class Generator(nn.Module):
+    """A hierarchical VAE in NVAE's architecture.
+
+    Arguments:
+        config: the recipe's `generator` part.
+        image_shape: (C, H, W) of the images.  Inside, they are centred in zeros of `padded_size`, a multiple of
+            2^(scales - 1 + preprocess_blocks); outputs are cropped back.
+        bits: bits per channel of the images.
+
+    Images are [N, C, H, W] in [0, 1].  `L` layers, `D` latent dimensions.
+    """
+
+    def __init__(self, config: recipes.Generator, image_shape: tuple[int, int, int], bits: int = 8):
+        super().__init__()
+        self.config, self.image_shape, self.bits = config, tuple(image_shape), bits
+        self.likelihood = make_likelihood(config.likelihood, config.mixtures, bits)
+        channels, height, width = image_shape
+        factor = 2 ** (config.scales - 1 + config.preprocess_blocks)
+        self.padded_size = tuple(math.ceil(side / factor) * factor for side in (height, width))
+        self.margins = tuple((full - side) // 2 for full, side in zip(self.padded_size, (height, width), strict=True))
+
+        ops = config.cells if isinstance(config.cells, dict) else CELL_KINDS[config.cells]
+        se, z = config.squeeze_excitation, config.latent_channels
+
+        def cell(kind: str, part: str, c_in: int, c_out: int) -> Cell:
+            return Cell(kind, ops[f"{kind}_{part}"], c_in, c_out, se)
+
+        # Bottom-up: stem, preprocessing, then the layers' encoder parts, bottom to top.
+        c = config.encoder_channels
+        self.stem = Conv(channels, c, 3)
+        pre = []
+        for _ in range(config.preprocess_blocks):
+            pre += [cell("normal", "pre", c, c) for _ in range(config.preprocess_cells - 1)]
+            pre.append(cell("down", "pre", c, 2 * c))
+            c *= 2
+        self.preprocess = nn.Sequential(*pre)
+
+        counts = layers_at_each_scale(config)
+        self.L = sum(counts)
+        scale_of = [scale for scale, count in enumerate(counts) for _ in range(count)]  # top first, 0 = coarsest
+        resolution = [
+            tuple(side // 2 ** (config.preprocess_blocks + config.scales - 1 - scale) for side in self.padded_size)
+            for scale in scale_of
+        ]
+        self.latent_shapes = [(z, *hw) for hw in resolution]
+        sizes = [math.prod(shape) for shape in self.latent_shapes]
+        self.D = sum(sizes)
+        starts = [sum(sizes[:l]) for l in range(self.L)]
+        self.slices = [slice(a, a + n) for a, n in zip(starts, sizes, strict=True)]
+
+        def enc_width(scale: int) -> int:
+            return config.encoder_channels * 2 ** (config.preprocess_blocks + config.scales - 1 - scale)
+
+        def dec_width(scale: int) -> int:
+            return config.decoder_channels * 2 ** (config.preprocess_blocks + config.scales - 1 - scale)
+
+        encoder, decoder = [], []
+        for l, scale in enumerate(scale_of):
+            e, d = enc_width(scale), dec_width(scale)
+            top = l == 0
+            first_of_scale = top or scale_of[l - 1] != scale
+            last_of_scale = l == self.L - 1 or scale_of[l + 1] != scale
+            encoder.append(
+                EncoderLayer(
+                    nn.Sequential(*(cell("normal", "enc", e, e) for _ in range(config.encoder_cells))),
+                    cell("down", "enc", e, 2 * e) if first_of_scale and not top else None,
+                    None if top else Conv(d, e, 1),
+                    Conv(e, 2 * z, 3),
+                )
+            )
+            decoder.append(
+                DecoderLayer(
+                    nn.Sequential(*(cell("normal", "dec", d, d) for _ in range(0 if top else config.decoder_cells))),
+                    None if top else nn.Sequential(nn.ELU(), Conv(d, 2 * z, 1)),
+                    Conv(d + z, d, 1),
+                    cell("up", "dec", d, d // 2) if last_of_scale and l < self.L - 1 else None,
+                )
+            )
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+        top_width = enc_width(0)
+        self.top = nn.Sequential(nn.ELU(), Conv(top_width, top_width, 1), nn.ELU())
+        self.constant = nn.Parameter(torch.randn(dec_width(0), *resolution[0]))
+        self.flows = nn.ModuleList(
+            nn.Sequential(*(AutoregressiveShift(z, mirrored=bool(j % 2)) for j in range(2 * config.flows)))
+            for _ in range(self.L)
+        )
+
+        # From the bottom latent back to pixels.
+        c = dec_width(config.scales - 1)
+        post = []
+        for _ in range(config.postprocess_blocks):
+            post.append(cell("up", "post", c, c // 2))
+            c //= 2
+            post += [cell("normal", "post", c, c) for _ in range(config.postprocess_cells - 1)]
+        self.postprocess = nn.Sequential(*post)
+        self.image_head = nn.Sequential(nn.ELU(), Conv(c, self.likelihood.parameters(channels), 3))
+        # The layout convolutions run fastest in, on CPUs and GPUs alike; states follow their weights.
+        self.to(memory_format=torch.channels_last)
+
+    # Layout ---------------------------------------------------------------------------------------------------------
+
+    def layer_number(self, l: int) -> int:
+        """Layer number (1 = bottom, L = top) of list index l (0 = top), and the other way round."""
+        return self.L - l
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Flat latents [N, D] (or their first layers') -> views [N, Z, h, w], top first."""
+        layers = [s for s in self.slices if s.stop <= flat.shape[1]]
+        return [
+            flat[:, s].unflatten(1, shape) for s, shape in zip(layers, self.latent_shapes[: len(layers)], strict=True)
+        ]
+
+    @staticmethod
+    def join(maps: list[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([m.flatten(1) for m in maps], dim=1)
+
+    # The top-down tower ---------------------------------------------------------------------------------------------
+
+    def _walk(
+        self, choose: Callable[[int, Tensor, Tensor, Tensor], Tensor], n: int, layers: int
+    ) -> tuple[TopDown, Tensor]:
+        """Walk the first `layers` layers from the top; the state returned is the one before the last combiner."""
+        walk = TopDown()
+        s = self.constant.expand(n, *self.constant.shape)
+        for l, layer in enumerate(self.decoder[:layers]):
+            if l > 0:
+                s = self._descend(l - 1, s, walk.z[-1])
+                s = layer.cells(s)
+                # Latents, their densities and T stay in float32 under autocast.
+                raw = layer.head(s).float()
+            else:
+                raw = s.new_zeros(n, 2 * self.config.latent_channels, *s.shape[2:])
+            mu, sigma = normal_parameters(*raw.chunk(2, dim=1))
+            z = choose(l, s, raw, mu, sigma)
+            walk.z.append(z)
+            walk.u.append((z - mu) / sigma)
+            walk.mu.append(mu)
+            walk.sigma.append(sigma)
+            walk.h.append(s)
+        return walk, s
+
+    def _descend(self, l: int, s: Tensor, z: Tensor) -> Tensor:
+        layer = self.decoder[l]
+        s = layer.combine(torch.cat([s, z], dim=1))
+        return s if layer.up is None else layer.up(s)
+
+    def top_down(self, u: Tensor, layers: int | None = None) -> TopDown:
+        """Walk with z = T(u).
+
+        Arguments:
+            u: [N, D], or only as many of the top layers as `layers` asks for.
+            layers: walk only this many layers from the top; all of them by default.  Pixels are never computed.
+        """
+        maps = self.split(u)
+        walk, _ = self._walk(lambda l, s, raw, mu, sigma: mu + sigma * maps[l], len(u), layers or self.L)
+        # As given, not as recomputed from z.
+        walk.u = maps[: len(walk.z)]
+        return walk
+
+    def T(self, u: Tensor) -> Tensor:
+        """z = T(u).  [N, D] -> [N, D]."""
+        return self.join(self.top_down(u).z)
+
+    def T_inverse(self, z: Tensor) -> Tensor:
+        """u = T^-1(z).  [N, D] -> [N, D]."""
+        maps = self.split(z)
+        walk, _ = self._walk(lambda l, *_: maps[l], len(z), self.L)
+        return self.join(walk.u)
+
+    def decode(self, walk: TopDown) -> Tensor:
+        """Parameters of p(x | z), [N, P, H, W], from a whole walk."""
+        s = self._descend(self.L - 1, walk.h[-1], walk.z[-1])
+        logits = self.image_head(self.postprocess(s)).float()
+        (top, left), (height, width) = self.margins, self.image_shape[1:]
+        return logits[:, :, top : top + height, left : left + width]
+
+    def images(self, u: Tensor) -> Tensor:
+        """Mean images of p(x | T(u)).  [N, D] -> [N, C, H, W] in [0, 1]."""
+        return self.likelihood.mean(self.decode(self.top_down(u)))
+
+    # The encoder ----------------------------------------------------------------------------------------------------
+
+    def _bottom_up(self, x: Tensor) -> list[Tensor]:
+        """What each layer's posterior reads of the image, top first, [N, C, h, w]."""
+        (top, left), (height, width) = self.margins, self.padded_size
+        x = F.pad(x, (left, width - left - x.shape[3], top, height - top - x.shape[2]))
+        s = self.preprocess(self.stem(2 * x - 1))
+        seen: list[Tensor] = [s] * self.L
+        for l in reversed(range(self.L)):
+            s = seen[l] = self.encoder[l].cells(s)
+            if self.encoder[l].down is not None:
+                s = self.encoder[l].down(s)
+        seen[0] = self.top(seen[0])
+        return seen
+
+    def posterior(self, x: Tensor, noise: Tensor | None = None) -> Posterior:
+        """Draw z ~ q(z | x).
+
+        Arguments:
+            x: images, [N, C, H, W] in [0, 1].
+            noise: [N, D] standard normal; drawn when None; zeros give the posterior means (through the flows).
+        """
+        seen = self._bottom_up(x)
+        epsilon = None if noise is None else self.split(noise)
+        kl = []
+
+        def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+            layer = self.encoder[l]
+            features = seen[l] if layer.merge is None else seen[l] + layer.merge(s)
+            raw_q = layer.head(features)
+            if self.config.residual_posterior:
+                raw_q = raw_q + raw
+            mu_q, sigma_q = normal_parameters(*raw_q.float().chunk(2, dim=1))
+            e = torch.randn_like(mu_q) if epsilon is None else epsilon[l]
+            z_q = mu_q + sigma_q * e
+            z = self.flows[l](z_q)
+            if self.config.flows:
+                layer_kl = log_normal(z_q, mu_q, sigma_q) - log_normal(z, mu, sigma)
+            else:
+                ratio = sigma_q / sigma
+                layer_kl = 0.5 * (((mu_q - mu) / sigma).square() + ratio.square()) - 0.5 - ratio.log()
+            kl.append(layer_kl.flatten(1).sum(1))
+            return z
+
+        walk, _ = self._walk(choose, len(x), self.L)
+        return Posterior(walk, torch.stack(kl, dim=1))
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """u = T^-1(z) for z ~ q(z | x).  [N, C, H, W] -> [N, D]."""
+        return self.join(self.posterior(x, noise).walk.u)
+
+    # Use ------------------------------------------------------------------------------------------------------------
+
+    def frozen(self) -> "Generator":
+        """A copy in evaluation mode without gradients for parameters, its weights normalised once and for all."""
+        twin = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in twin.modules():
+            if isinstance(module, Conv):
+                module.fold()
+        return twin
+
+    def bits_per_dim(self, log_px: Tensor) -> Tensor:
+        """Bits per dimension from a log-likelihood (or bound) in nats, [N] -> [N]."""
+        dims = math.prod(self.image_shape)
+        return -(log_px / dims + self.likelihood.log_bin) / math.log(2)

@@ -1,0 +1,86 @@
+"""What a run is: its recipe, its layers, its priors, and the figures it reached."""
+
+from hebmtool import checkpoint
+from hebmtool.generator import Generator
+from hebmtool.prior import Prior
+from hebmtool.recipe import Recipe
+from hebmtool.run import Run
+
+# A layer below this carries nothing: the hierarchy is dead there.
+DEAD_NATS = 0.5
+
+
+def describe(run: Run) -> dict:
+    """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1)."""
+    run.require_generator()
+    header = checkpoint.header(run.generator_path)
+    recipe = Recipe.model_validate(header.recipe)
+    shape = header.extra["image_shape"]
+    generator = Generator(recipe.generator, shape, recipe.data.bits)
+    figures = run.figures()
+    found = figures.get("generator", {})
+    kl = found.get("kl") or [None] * generator.L
+    layers = [
+        {
+            "layer": generator.layer_number(l),
+            "resolution": list(hw),
+            "channels": z,
+            "kl": kl[generator.layer_number(l) - 1],
+        }
+        for l, (z, *hw) in enumerate(generator.latent_shapes)
+    ]
+    priors = []
+    for kind in run.priors():
+        entry = {"kind": kind, "closure": figures.get("closure", {}).get(kind)}
+        if kind != Prior.kind:
+            entry["step"] = checkpoint.header(run.prior_path(kind)).step
+        priors.append(entry)
+    return {
+        "run": str(run.path),
+        "recipe": recipe.name,
+        "data": recipe.data.source,
+        "image_shape": list(shape),
+        "likelihood": recipe.generator.likelihood,
+        "generator_step": header.step,
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "latent_dimensions": generator.D,
+        "elbo": found.get("elbo"),
+        "bits_per_dim": found.get("bits_per_dim"),
+        "layers": layers,
+        "priors": priors,
+        "package_version": header.package_version,
+    }
+
+
+def render(found: dict) -> str:
+    """`describe`'s result as text for a terminal."""
+    channels, height, width = found["image_shape"]
+    bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
+    lines = [
+        f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}",
+        f"generator: {found['parameters'] / 1e6:.2f} M parameters, {found['latent_dimensions']} latent dimensions, "
+        f"{found['likelihood']} likelihood, {found['generator_step']} updates{bound}",
+        "",
+        "layer  resolution  channels  KL (nats)",
+    ]
+    largest = max((layer["kl"] or 0.0 for layer in found["layers"]), default=0.0) or 1.0
+    for layer in found["layers"]:
+        size = "x".join(map(str, layer["resolution"]))
+        kl = layer["kl"]
+        bar = "" if kl is None else f"{kl:9.2f}  {'#' * round(20 * kl / largest)}"
+        dead = "  (dead: below 0.5)" if kl is not None and kl < DEAD_NATS else ""
+        lines.append(f"{layer['layer']:5}  {size:>10}  {layer['channels']:8}  {bar}{dead}".rstrip())
+    lines.append("")
+    for prior in found["priors"]:
+        closure = prior["closure"]
+        text = f"prior {prior['kind']}"
+        if "step" in prior:
+            text += f": {prior['step']} updates"
+        if closure:
+            spread = "" if closure["error"] is None else f" ± {closure['error']:.3f}"
+            text += (
+                f", closure {closure['closure']:.3f}{spread} "
+                f"(FD {closure['fd_prior']:.3f}, {closure['features']} features)"
+            )
+        lines.append(text)
+    return "\n".join(lines)

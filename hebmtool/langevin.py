@@ -1,0 +1,83 @@
+"""Langevin chains in u-space, as pure functions.
+
+Both sample the conditional of level t, with a = a_{t+1} and sigma = sigma_{t+1}, given u_{t+1}:
+
+published (Gao et al. 2021, arXiv 2012.08125; HEBM, arXiv 2405.13910), F scaled by 1/b^2, started at u_{t+1}:
+
+    log p = F(T(u)) / b^2 - ||u||^2 / 2 - r ||u_{t+1} - a u||^2 / (2 sigma^2) + const
+    u <- u + 1/2 grad F - 1/2 b^2 [u + r a (a u - u_{t+1}) / sigma^2] + b eps
+
+preconditioned, F unscaled, started at the exact Gaussian conditional N(m, sigma^2), m = a u_{t+1}:
+
+    log p = F(T(u)) + log N(u; m, sigma^2) + const
+    u <- m + rho (u - m) + (1 - rho) sigma^2 grad F + sigma sqrt(1 - rho^2) eps,      rho = exp(-h)
+
+With F = 0 the second is stationary at any step size h.  The Gaussian terms have these closed forms; only F needs
+autograd.  `temperature` tau multiplies every eps, which samples p^(1/tau^2).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def gradient(F: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """grad_u F(u).  F maps [N, D] to [N]; u is [N, D]; so is the result."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_(True)
+        return torch.autograd.grad(F(u).sum(), u)[0]
+
+
+@torch.no_grad()
+def langevin(
+    F: Callable[[Tensor], Tensor],
+    u_next: Tensor,
+    steps: int,
+    b: Tensor,
+    a: Tensor,
+    sigma: Tensor,
+    r: Tensor,
+    noise: Callable[[], Tensor],
+    temperature: float = 1.0,
+) -> Tensor:
+    """The published chain: `steps` updates from u_{t+1}.
+
+    Arguments:
+        F: [N, D] -> [N].
+        u_next: u_{t+1}, [N, D].
+        b, a, sigma, r: coefficients per image, [N, 1]; r is 0 at the topmost level, else 1.
+        noise: returns standard normal [N, D] at each call.
+    """
+    u = u_next
+    for _ in range(steps):
+        pull = u + r * a * (a * u - u_next) / sigma.square()
+        u = u + 0.5 * gradient(F, u) - 0.5 * b.square() * pull + temperature * b * noise()
+    return u
+
+
+@torch.no_grad()
+def preconditioned(
+    F: Callable[[Tensor], Tensor],
+    m: Tensor,
+    sigma: Tensor,
+    steps: int,
+    h: float,
+    noise: Callable[[], Tensor],
+    temperature: float = 1.0,
+) -> Tensor:
+    """The preconditioned chain: a draw of N(m, sigma^2), then `steps` updates of size h.
+
+    Arguments:
+        F: [N, D] -> [N].
+        m: [N, D] mean of the Gaussian conditional.
+        sigma: [N, 1] its standard deviation.
+        noise: returns standard normal [N, D] at each call.
+    """
+    rho = math.exp(-h)
+    u = m + temperature * sigma * noise()
+    for _ in range(steps):
+        drift = (1 - rho) * sigma.square() * gradient(F, u)
+        u = m + rho * (u - m) + drift + temperature * math.sqrt(1 - rho**2) * sigma * noise()
+    return u

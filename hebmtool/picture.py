@@ -1,0 +1,101 @@
+"""Pictures: grids and titled panels of images, written as PNG beside and renamed."""
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from hebmtool.errors import HebmError
+
+GAP = 2  # pixels between images, after enlarging
+SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[..., C, H, W] in [0, 1] -> uint8 in 0..255."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One image [C, H, W], uint8 or in [0, 1]; grey for C = 1, RGB for C = 3."""
+    image = image if image.dtype == torch.uint8 else to_uint8(image)
+    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """One RGB picture of images [N, C, H, W], row by row, as near to square as it goes unless `columns` is given."""
+    images = images if images.dtype == torch.uint8 else to_uint8(images)
+    n, _, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    zoom = max(1, math.ceil(SMALLEST_CELL / max(height, width)))
+    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    canvas = Image.new("RGB", (columns * cell_w + GAP, rows * cell_h + GAP), PAPER)
+    for i, image in enumerate(images):
+        tile = to_pil(image).convert("RGB").resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        canvas.paste(tile, (GAP + i % columns * cell_w, GAP + i // columns * cell_h))
+    return canvas
+
+
+def panels(parts: Sequence[tuple[str, Tensor]], columns: int) -> Image.Image:
+    """Grids side by side, each under its title: [(title, images [N, C, H, W]), ...]."""
+    margin, size = 14, 18
+    font = ImageFont.load_default(size)
+    grids = [grid(images, columns) for _, images in parts]
+    lines = [title.split("\n") for title, _ in parts]
+    header = max(len(part) for part in lines) * (size + 6) + margin
+    widths = [
+        max(picture.width, *(math.ceil(font.getlength(line)) for line in part))
+        for picture, part in zip(grids, lines, strict=True)
+    ]
+    canvas = Image.new(
+        "RGB",
+        (sum(widths) + margin * (len(grids) + 1), header + max(p.height for p in grids) + margin),
+        PAPER,
+    )
+    draw, x = ImageDraw.Draw(canvas), margin
+    for picture, part, width in zip(grids, lines, widths, strict=True):
+        for i, line in enumerate(part):
+            draw.text((x, margin // 2 + i * (size + 6)), line, fill=INK, font=font)
+        canvas.paste(picture, (x, header))
+        x += width + margin
+    return canvas
+
+
+def save(picture: Image.Image, path: Path | str) -> None:
+    """Write a PNG beside `path`, then rename.
+
+    Raises:
+        HebmError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            picture.save(file, format="PNG")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise HebmError(f"could not write the picture {path}: {error.strerror or error}") from error
+
+
+def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:
+    """`save(grid(images, columns), path)`."""
+    save(grid(images, columns), path)
+
+
+def to_nhwc(images: Tensor) -> np.ndarray:
+    """uint8 [N, C, H, W] -> uint8 array [N, H, W] for grey, [N, H, W, 3] for colour: as data sets are stored."""
+    array = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return array[..., 0] if array.shape[-1] == 1 else array

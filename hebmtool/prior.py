@@ -1,0 +1,231 @@
+"""Priors over u, side by side on one generator.
+
+A prior does three things: `trajectory` draws (yielding what it passes on the way), `log_density` scores, and
+`loss` is what stage two minimises.  All latents are u, flat [N, D]; `hebmtool.generator` turns them into images.
+
+    gaussian       N(0, I): the generator's own
+    ebm            p(u) ~ exp(F(T(u))) N(u; 0, I): one joint EBM, short-run Langevin from the Gaussian
+                   (Cui, Wu & Han 2023, https://arxiv.org/abs/2306.06323)
+    diffusion-ebm  T conditional EBMs, p(u_t | u_{t+1}), learned by recovery likelihood (Algorithm 1) and sampled
+                   from noise to data (Algorithm 2) (Cui & Han 2024, "HEBM", https://arxiv.org/abs/2405.13910)
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hebmtool import recipe as recipes
+from hebmtool.energy import Energy
+from hebmtool.generator import Generator
+from hebmtool.langevin import langevin, preconditioned
+from hebmtool.schedule import Schedule
+from hebmtool.training import derive_seed
+
+
+class Noise:
+    """Standard normal noise, one independent stream per image, so that batches may be cut anywhere.
+
+    Arguments:
+        seed: of the whole set.
+        indices: which images of it; image i of a seed always sees the same noise.
+        D: latent dimensions.
+        device: where the noise goes; it is drawn on the CPU, so a GPU sees the same.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], D: int, device: torch.device | str = "cpu"):
+        self.D, self.device = D, device
+        self.streams = [torch.Generator().manual_seed(derive_seed(seed, "image", int(i))) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def __call__(self) -> Tensor:
+        """The next draw, [N, D]."""
+        return torch.stack([torch.randn(self.D, generator=g) for g in self.streams]).to(self.device)
+
+
+class Prior(nn.Module):
+    """A prior over u.  This class itself is the Gaussian one, which needs no training.
+
+    Arguments:
+        generator: frozen; energies read T(u) through it.  It is not a submodule: a prior's checkpoint is its own.
+        config: the recipe's `prior` part.
+    """
+
+    kind = "gaussian"
+
+    def __init__(self, generator: Generator, config: recipes.Prior):
+        super().__init__()
+        self.config = config
+        self._generator = (generator,)
+
+    @property
+    def generator(self) -> Generator:
+        return self._generator[0]
+
+    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
+        """Draw, yielding every stage on the way, the last being the sample u_0 [N, D].
+
+        Arguments:
+            noise: one stream per image.
+            steps: Langevin steps (per level), the recipe's K when None.
+            temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
+        """
+        yield temperature * noise()
+
+    def sample(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Tensor:
+        """The last stage of `trajectory`: u_0, [N, D]."""
+        *_, u_0 = self.trajectory(noise, steps, temperature)
+        return u_0
+
+    def log_density(self, u: Tensor) -> Tensor:
+        """Log density of u [N, D] at level 0, up to a constant for energy-based priors, [N] nats."""
+        return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
+
+    def loss(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """What stage two minimises for posterior draws u_0 [N, D], and figures worth logging."""
+        raise NotImplementedError(f"the {self.kind} prior is not trained")
+
+
+class EBM(Prior):
+    """p(u) ~ exp(F(T(u))) N(u; 0, I).
+
+    Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I).
+    """
+
+    kind = "ebm"
+
+    def __init__(self, generator: Generator, config: recipes.Prior):
+        super().__init__(generator, config)
+        self.energy = Energy(generator, config.energy)
+
+    def energies(self, u: Tensor, t: Tensor | None = None, layers: int | None = None) -> Tensor:
+        """f_i per image and layer, [N, L] top first.
+
+        Arguments:
+            u: [N, D].
+            t: level per image, [N]; 0 when None.
+            layers: only this many layers from the top.
+        """
+        t = torch.zeros(len(u), dtype=torch.long, device=u.device) if t is None else t
+        return self.energy(self.generator.top_down(u, layers), t)
+
+    def F(self, u: Tensor, t: Tensor | None = None) -> Tensor:
+        """F(T(u), t), [N]."""
+        return self.energies(u, t).sum(1)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What divides F in the log density, [N]: b_t^2 for the published chain, 1 for the preconditioned one."""
+        if self.config.chain == "langevin":
+            return torch.full((len(t),), self.config.eta, device=t.device)
+        return torch.ones(len(t), device=t.device)
+
+    def negatives(
+        self, u_next: Tensor, t: Tensor, noise: Callable[[], Tensor], steps: int | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Draw u_t by the chain of level t.
+
+        Arguments:
+            u_next: u_{t+1}, [N, D]; for `ebm`, the chain's start.
+            t: level per image, long [N].
+        """
+        a, sigma, r = self.conditional(t)
+        steps = self.config.steps if steps is None else steps
+        with self.energy.fixed():
+            if self.config.chain == "langevin":
+                b = self.scale(t).sqrt()[:, None]
+                return langevin(lambda u: self.F(u, t), u_next, steps, b, a, sigma, r, noise, temperature)
+            m = r * a * u_next
+            return preconditioned(lambda u: self.F(u, t), m, sigma, steps, self.config.h, noise, temperature)
+
+    def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, sigma, r), each [N, 1], of the Gaussian conditional that F tilts: here N(0, I) itself."""
+        one = torch.ones(len(t), 1, device=t.device)
+        return 0 * one, one, 0 * one
+
+    def _pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(positives u_t, u_{t+1}, t) for posterior draws u_0."""
+        t = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)
+        return u_0, torch.randn_like(u_0), t
+
+    def loss(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
+        self.energy.advance()
+        positive, u_next, t = self._pairs(u_0)
+        negative = self.negatives(u_next, t, lambda: torch.randn_like(u_0))
+        both = self.F(torch.cat([positive, negative]), torch.cat([t, t]))
+        F_positive, F_negative = both.chunk(2)
+        scale = self.scale(t)
+        gap = ((F_negative - F_positive) / scale).mean()
+        penalty = (both / torch.cat([scale, scale])).square().mean()
+        figures = {
+            "gap": gap.item(),
+            "energy_positive": F_positive.mean().item(),
+            "energy_negative": F_negative.mean().item(),
+            "negative_std": negative.std().item(),
+            "positive_std": positive.std().item(),
+        }
+        return gap + self.config.penalty * penalty, figures
+
+    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
+        u = temperature * noise()
+        yield u
+        t = torch.zeros(len(u), dtype=torch.long, device=u.device)
+        yield self.negatives(u, t, noise, steps, temperature)
+
+    @torch.no_grad()
+    def log_density(self, u: Tensor) -> Tensor:
+        t = torch.zeros(len(u), dtype=torch.long, device=u.device)
+        return self.F(u) / self.scale(t) + super().log_density(u)
+
+
+class DiffusionEBM(EBM):
+    """Conditional EBMs over the levels of `hebmtool.schedule`.
+
+    `loss` is Algorithm 1: (u_t, u_{t+1}) at a random t per image, negatives by K Langevin steps from u_{t+1}.
+    `trajectory` is Algorithm 2: u_T ~ N(0, I), then each level's chain in turn.
+    """
+
+    kind = "diffusion-ebm"
+
+    def __init__(self, generator: Generator, config: recipes.Prior):
+        super().__init__(generator, config)
+        self.schedule = Schedule(config.levels)
+
+    def scale(self, t: Tensor) -> Tensor:
+        if self.config.chain != "langevin":
+            return super().scale(t)
+        s = self.schedule
+        b_squared = self.config.eta * s.sbar[:-1] / s.sbar[0] * s.sigma[1:].square()
+        return b_squared.float().to(t.device)[t]
+
+    def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = self.schedule
+        top = (t == s.T - 1)[:, None]
+        a, sigma = (c.float().to(t.device)[t + 1][:, None] for c in (s.a, s.sigma))
+        if self.config.chain != "langevin":
+            # With nothing to recover from, the top level's Gaussian is N(0, I) itself.
+            sigma = torch.where(top, 1.0, sigma)
+        return a, sigma, (~top).float()
+
+    def _pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = torch.randint(self.schedule.T, (len(u_0),), device=u_0.device)
+        u_t, u_next = self.schedule.diffuse(u_0, t)
+        return u_t, u_next, t
+
+    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
+        u = temperature * noise()
+        yield u
+        for level in reversed(range(self.schedule.T)):
+            t = torch.full((len(u),), level, device=u.device)
+            u = self.negatives(u, t, noise, steps, temperature)
+            yield u
+
+
+KINDS: dict[str, type[Prior]] = {cls.kind: cls for cls in (Prior, EBM, DiffusionEBM)}
+
+
+def make_prior(generator: Generator, config: recipes.Prior) -> Prior:
+    """The prior a recipe's `prior` part describes, on a frozen generator."""
+    return KINDS[config.kind](generator, config).to(generator.constant.device)

@@ -1,0 +1,428 @@
+"""Recipes: one YAML file says what is trained on what, and how.
+
+A recipe has six parts, in the order data flows: `data`, `generator`, `train_vae` (stage one),
+`prior`, `train_prior` (stage two), `evaluate`.  Every key has a default, is validated, and can be overridden
+on the command line with `--set part.key=value`.  The resolved recipe is written into the run folder
+and into every checkpoint's header.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+
+CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
+CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
+CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
+
+
+class Part(BaseModel):
+    # Strict, so that `levels: yes` is a mistake and not the number 1.
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, strict=True, allow_inf_nan=False)
+
+
+Source = Literal["digits", "folder", "array", "mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "lsun"]
+
+
+class Data(Part):
+    """Which images, and what is done to them before the generator sees them."""
+
+    source: Source = Field("digits", description="where the images come from")
+    path: str | None = Field(None, description="folder, .npz or .npy file, or the root torchvision keeps data in")
+    category: str = Field("church_outdoor", description="LSUN category")
+    download: bool = Field(True, description="let torchvision download where it offers to")
+    size: int | None = Field(None, ge=4, le=1024, description="resize images to this height and width (pixels)")
+    crop: int | None = Field(None, ge=4, description="centre crop to this side (pixels) before resizing")
+    channels: Literal[1, 3] | None = Field(None, description="1 converts to grey, 3 to RGB; none keeps the source's")
+    flip: bool = Field(False, description="random horizontal flips while training")
+    bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
+    limit: int | None = Field(None, ge=1, description="use only the first this many training images")
+
+
+class Generator(Part):
+    """The multi-layer NVAE-style generator (Vahdat & Kautz 2020, arXiv 2007.03898)."""
+
+    scales: int = Field(2, ge=1, le=5, description="latent scales, each half the resolution of the one below")
+    layers_per_scale: int = Field(3, ge=1, description="latent layers at the finest scale, and at each unless `halve`")
+    halve: bool = Field(False, description="halve the number of layers at each coarser scale")
+    min_layers_per_scale: int = Field(1, ge=1, description="floor of that halving")
+    latent_channels: int = Field(20, ge=1, description="channels of every z_i")
+    encoder_channels: int = Field(32, ge=1, description="encoder width at full resolution; doubles at each halving")
+    decoder_channels: int = Field(32, ge=1, description="decoder width at full resolution; doubles at each halving")
+    preprocess_blocks: int = Field(1, ge=0, description="halvings of the image before the finest latent scale")
+    preprocess_cells: int = Field(2, ge=1, description="cells in each of them")
+    postprocess_blocks: int = Field(1, ge=0, description="doublings after it; equal to preprocess_blocks")
+    postprocess_cells: int = Field(2, ge=1, description="cells in each of them")
+    encoder_cells: int = Field(1, ge=1, description="residual cells between encoder combiners")
+    decoder_cells: int = Field(1, ge=1, description="residual cells between latent layers in the decoder")
+    cells: str | dict[str, list[str]] = Field(
+        "res_bnswish", description="kind of residual cell, or a map from the eight cell roles to their ops"
+    )
+    squeeze_excitation: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
+    residual_posterior: bool = Field(True, description="posterior parameters relative to the prior's")
+    flows: int = Field(0, ge=0, le=4, description="pairs of shift-only autoregressive cells per layer's posterior")
+    likelihood: Literal["bernoulli", "gaussian", "mixture"] = Field("mixture", description="p(x|z)")
+    mixtures: int = Field(10, ge=1, description="components of the mixture of discretised logistics")
+
+    @field_validator("cells", mode="before")
+    @classmethod
+    def _known_cells(cls, cells: Any) -> Any:
+        if isinstance(cells, Mapping):
+            _check_cell_map(cells)
+        elif cells not in CELL_KINDS:
+            raise ValueError(
+                f"generator.cells is {_show(cells)}, but must be one of {', '.join(CELL_KINDS)}, or a map from the "
+                f"eight cell roles to their ops{did_you_mean(cells, CELL_KINDS)}"
+            )
+        return cells
+
+    @model_validator(mode="after")
+    def _as_many_doublings_as_halvings(self) -> "Generator":
+        if self.preprocess_blocks != self.postprocess_blocks:
+            raise ValueError(
+                f"generator.preprocess_blocks is {self.preprocess_blocks} and generator.postprocess_blocks is "
+                f"{self.postprocess_blocks}, but they must be equal; set both"
+            )
+        return self
+
+
+def _check_cell_map(cells: Mapping) -> None:
+    for role in [*cells, *CELL_ROLES]:
+        known = role in CELL_ROLES
+        if not known or role not in cells:
+            found, near = ("lacks", "") if known else ("has", did_you_mean(role, CELL_ROLES))
+            raise ValueError(
+                f"generator.cells {found} the role {_show(role)}, but must have exactly the roles "
+                f"{', '.join(CELL_ROLES)}{near}"
+            )
+    for role, ops in cells.items():
+        listed = isinstance(ops, list) and len(ops) in (1, 2) and all(isinstance(op, str) for op in ops)
+        if not listed or not all(re.fullmatch(CELL_OP, op) for op in ops):
+            raise ValueError(
+                f"generator.cells.{role} is {_show(ops)}, but must be a list of one or two ops, each res_bnswish or "
+                "mconv_e<expansion>k<kernel>g0 with a kernel of odd size"
+            )
+
+
+class TrainVae(Part):
+    """Stage one: the generator and its encoder, by the ELBO."""
+
+    iterations: int = Field(20_000, ge=1, description="updates")
+    batch_size: int = Field(64, ge=2, description="images per update")
+    lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
+    lr_min: float = Field(1e-4, ge=0, description="and at the end")
+    lr_warmup: int = Field(200, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(3e-4, ge=0, description="Adamax's weight decay")
+    kl_warmup: float = Field(0.3, ge=0, le=1, description="share of the updates over which the KL's weight rises to 1")
+    kl_start: float = Field(1e-4, ge=0, le=1, description="weight of the KL at the start")
+    kl_balance: bool = Field(True, description="NVAE's balancing of the layers' KLs during warm-up")
+    free_nats: float = Field(0.0, ge=0, description="nats of KL per layer that cost nothing")
+    spectral_weight: float = Field(1e-2, ge=0, description="weight of the spectral regularisation")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    clip: float = Field(200.0, gt=0, description="gradient norm clip")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 runs the forward pass under autocast")
+    log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
+    sample_every: int = Field(1000, ge=1, description="updates between sample grids")
+    save_every: int = Field(1000, ge=1, description="updates between checkpoints")
+
+
+class Energy(Part):
+    """The networks f_i whose sum is F."""
+
+    reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i")
+    width: int = Field(64, ge=1, description="channels")
+    blocks: int = Field(2, ge=1, description="residual blocks")
+    spectral_norm: bool = Field(True, description="spectral normalisation of every convolution")
+
+
+class Prior(Part):
+    """Which prior over u, and how it is learned."""
+
+    kind: Literal["gaussian", "ebm", "diffusion-ebm"] = Field(
+        "diffusion-ebm", description="the generator's own prior, one joint EBM, or an EBM per noise level"
+    )
+    levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
+    steps: int = Field(50, ge=1, description="K, Langevin steps per level")
+    chain: Literal["langevin", "preconditioned"] = Field("langevin", description="'langevin' is the published chain")
+    eta: float = Field(3e-5, gt=0, description="step size of the published chain")
+    h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
+    objective: Literal["recovery", "score-matching"] = Field("recovery", description="recovery likelihood, or DSM")
+    penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
+    energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainPrior(Part):
+    """Stage two: the prior, generator and encoder frozen."""
+
+    iterations: int = Field(5_000, ge=1, description="updates")
+    batch_size: int = Field(64, ge=1, description="images per update")
+    lr: float = Field(4e-5, gt=0, description="Adam learning rate")
+    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
+    lr_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999),
+        strict=False,  # a YAML list is not a tuple
+        description="Adam's averaging coefficients",
+    )
+    weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
+    sample_every: int = Field(500, ge=1, description="updates between sample grids")
+    save_every: int = Field(500, ge=1, description="updates between checkpoints")
+
+
+class Evaluate(Part):
+    """The prior-hole closure printed at the end of stage two."""
+
+    samples: int = Field(1000, ge=2, description="images per set")
+    features: str | None = Field(None, description="TorchScript feature network; none uses the embedded one")
+
+
+class Recipe(Part):
+    """All six parts. `load` and `from_dict` report mistakes in the user's words; the constructor in pydantic's."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="names the run folder: letters, digits, '.', '_' and '-', beginning with none of '.' and '-'",
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of every random draw")
+    data: Data = Field(default_factory=Data, description="which images")
+    generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
+    train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")
+    prior: Prior = Field(default_factory=Prior, description="the prior over u")
+    train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+
+
+# ---------------------------------------------------------------------------------------------- reading and writing
+
+
+def names() -> dict[str, str]:
+    """The built-in recipes: name -> one-line description (the first comment line of its YAML)."""
+    return {path.stem: path.read_text("utf-8").split("\n", 1)[0].lstrip("# ") for path in _built_in()}
+
+
+def text(name: str) -> str:
+    """A built-in recipe's YAML as written, comments included.
+
+    Raises UsageError when no built-in recipe has that name.
+    """
+    for path in _built_in():
+        if path.stem == name:
+            return path.read_text("utf-8")
+    raise UsageError(f"no built-in recipe is named {_show(name)}; there are {', '.join(names())}{_near(name)}")
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the YAML file `source`, or the built-in one of that name ("digits", or "recipes/digits.yaml" where
+    no such file exists), with `overrides` ("part.key=value", the value in YAML) applied in order.
+
+    Raises UsageError (exit 2) naming the file or `--set`, the key, what was found and what is allowed.
+    """
+    tree = _parse(_read(source), str(source))
+    recipe = from_dict(tree, str(source))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"--set {_show(override)} is malformed; write part.key=value, such as prior.levels=6")
+        *parts, leaf = key.split(".")
+        branch = tree
+        for part in parts:
+            if not isinstance(branch.get(part), dict):
+                branch[part] = {}
+            branch = branch[part]
+        branch[leaf] = _parse(value, f"--set {key}")
+    return from_dict(tree, "--set") if overrides else recipe
+
+
+def from_dict(d: Any, where: str = "") -> Recipe:
+    """Validate a nested mapping, as read from YAML or a checkpoint's header; absent keys take their defaults.
+
+    `where` (a file, `--set`) opens the error. Raises UsageError for the first mistake, with the number of the others.
+    """
+    opening = f"{where}: " if where else ""
+    if not isinstance(d, Mapping):
+        raise UsageError(f"{opening}a recipe is a mapping with the keys {_keys(Recipe)}, but this is {_show(d)}")
+    try:
+        return Recipe.model_validate(d)
+    except ValidationError as error:
+        mistakes = error.errors()
+    # Several mistakes inside one value (the entries of a list) are one mistake to the user.
+    sentences = list(dict.fromkeys(_sentence(mistake, d) for mistake in mistakes))
+    more = len(sentences) - 1
+    raise UsageError(opening + sentences[0] + (f" (and {more} more mistake{'s' * (more > 1)})" if more else ""))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML: every key, in order. `from_dict` of its parse equals `recipe`."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _built_in() -> list[Path]:
+    inside = Path(__file__).parent / "recipes"  # an installed package carries them inside; a checkout, beside it
+    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+    return sorted(folder.glob("*.yaml"))
+
+
+def _read(source: str | Path) -> str:
+    path = Path(source)
+    name = path.stem if path.parts == ("recipes", f"{path.stem}.yaml") else str(path)
+    if not path.is_file():
+        if name in names():
+            return text(name)
+        if path.exists():
+            raise UsageError(f"{path} is not a file; give a recipe file, or one of {', '.join(names())}")
+        raise UsageError(
+            f"there is no recipe file {path}, nor a built-in recipe of that name; the built-in ones are "
+            f"{', '.join(names())}{_near(path.stem)}"
+        )
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is not a recipe: byte {error.start} is not UTF-8 text") from None
+    except OSError as error:
+        raise HebmError(f"{source} cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _near(name: str) -> str:
+    return did_you_mean(name, names())
+
+
+# ------------------------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 that reads 1e-4 as a number and refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} appears twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        value = self.construct_yaml_float(node)
+        # 1e4 updates are a whole number of updates.
+        return int(value) if "." not in node.value and value.is_integer() else value
+
+
+_Loader.add_implicit_resolver("!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_constructor("!number", _Loader.construct_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, mappings over many, no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
+def _parse(source: str, where: str) -> Any:
+    try:
+        return yaml.load(source, _Loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line}: not valid YAML, {problem or error.reason}; correct it there") from None
+    except ValueError as error:  # a date such as 2024-13-45
+        raise UsageError(f"{where}: not valid YAML, {error}; put the value in quotes") from None
+
+
+# --------------------------------------------------------------------------------------------- mistakes, in sentences
+
+
+def _sentence(mistake: Mapping[str, Any], tree: Mapping) -> str:
+    """What a user wrote wrong, from one of pydantic's errors."""
+    if mistake["type"] == "value_error":  # a check of ours, which speaks for itself
+        return str(mistake["ctx"]["error"])
+    path = mistake["loc"]
+    owner: type[Part] = Recipe
+    for depth, key in enumerate(path, 1):
+        field = owner.model_fields.get(key) if isinstance(key, str) else None
+        if field is None:
+            part = f"{'.'.join(path[: depth - 1])} has" if depth > 1 else "a recipe has"
+            full = ".".join(str(key) for key in path[:depth])
+            return f"unknown key {full}; {part} the keys {_keys(owner)}{did_you_mean(key, owner.model_fields)}"
+        tree = tree[key]
+        if not _is_part(field) or depth == len(path):
+            break
+        owner = field.annotation
+    words = [word for kind in _kinds(field) if get_origin(kind) is Literal for word in get_args(kind)]
+    near = did_you_mean(tree, words) if isinstance(tree, str) and all(isinstance(word, str) for word in words) else ""
+    return f"{'.'.join(path[:depth])} is {_show(tree)}, but must be {_allowed(field)}{near}"
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The values a key takes: "a whole number of at least 2"."""
+    if _is_part(field):
+        return f"a mapping with the keys {_keys(field.annotation)}"
+    return " or ".join(sorted(_phrases(field), key=lambda phrase: phrase != "null"))
+
+
+def _phrases(field: FieldInfo) -> Iterator[str]:
+    for kind in _kinds(field):
+        if get_origin(kind) is Literal:
+            words = [str(word) for word in get_args(kind)]
+            yield f"one of {', '.join(words)}"
+        elif get_origin(kind) is tuple:
+            entries = get_args(kind)
+            yield f"a list of {len(entries)} numbers, each{_range(entries[0].__metadata__[0].metadata)}"
+        elif kind is NoneType:
+            yield "null"
+        elif kind is str:
+            made_of = field.description.partition(": ")[2] if field.metadata else ""
+            yield "text" + (f" ({made_of})" if made_of else ", in quotes where it looks like something else")
+        else:
+            noun = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            yield noun + _range(field.metadata)
+
+
+def _range(bounds: Sequence[Any]) -> str:
+    words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    said = [
+        f"{word} {getattr(bound, name)}" for bound in bounds for name, word in words.items() if hasattr(bound, name)
+    ]
+    return " " + " and ".join(said) if said else ""
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    # `int | None` is a UnionType, `Literal[...] | None` a Union
+    return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+
+
+def _is_part(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Part)
+
+
+def _keys(part: type[Part]) -> str:
+    return ", ".join(part.model_fields)
+
+
+def _show(value: Any) -> str:
+    """A value found, as its YAML on one short line."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,127 @@
+"""Sampling: HEBM's Algorithm 2 and its pictures (https://arxiv.org/abs/2405.13910).
+
+u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T(u_0)), shown as its mean
+"""
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hebmtool import picture
+from hebmtool.console import progress
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.prior import Noise, Prior
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior,
+    n: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    steps: int | None = None,
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """Images first .. first + n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
+
+    Image i of a seed is the same at any batch size, up to the rounding of the last bit in matrix products.
+
+    Arguments:
+        temperature: tau > 0; 1 is the prior itself.
+        steps: Langevin steps per level, the recipe's K when None.
+    """
+    device = prior.generator.constant.device
+    with progress(f"sampling {prior.kind}", n) as bar:
+        for indices in torch.arange(first, first + n).split(batch_size):
+            u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps, temperature)
+            yield picture.to_uint8(prior.generator.images(u))
+            bar.advance(len(indices))
+
+
+@torch.no_grad()
+def progressive(
+    prior: Prior, n: int, seed: int = 0, batch_size: int = 64, temperature: float = 1.0, steps: int | None = None
+) -> tuple[Tensor, int]:
+    """Decoded u_T ... u_0 of each image: uint8 [n * stages, C, H, W], image by image; and the number of stages."""
+    device, rows, stages = prior.generator.constant.device, [], 0
+    with progress(f"sampling {prior.kind}", n) as bar:
+        for indices in torch.arange(n).split(batch_size):
+            noise = Noise(seed, indices.tolist(), prior.generator.D, device)
+            passed = [prior.generator.images(u) for u in prior.trajectory(noise, steps, temperature)]
+            stages = len(passed)
+            rows.append(picture.to_uint8(torch.stack(passed, dim=1).flatten(0, 1)))
+            bar.advance(len(indices))
+    return torch.cat(rows), stages
+
+
+class Sink:
+    """Where sampled images go: a grid PNG, a folder of PNGs, an `.npz` with `images`, or `-` (a grid PNG on stdout).
+
+    Arguments:
+        out: the path; its ending decides (`.png`, `.npz`, otherwise a folder).
+        columns: of the grid.
+        force: whether an existing file or filled folder may be written over.
+
+    Raises:
+        UsageError: the ending is none of these.
+        HebmError: something is there already and `force` is off.
+    """
+
+    def __init__(self, out: str, columns: int | None = None, force: bool = False):
+        self.out, self.columns = out, columns
+        self.path = None if out == "-" else Path(out)
+        self.kind = "stdout" if self.path is None else {".png": "png", ".npz": "npz"}.get(self.path.suffix, "folder")
+        if self.kind == "stdout" and sys.stdout.isatty():
+            raise UsageError("--out - writes a PNG to standard output, which is a terminal; redirect it or give a file")
+        if self.kind == "folder" and self.path.suffix and not self.path.is_dir():
+            raise UsageError(
+                f"--out {out} ends in '{self.path.suffix}'; allowed are a .png grid, an .npz file, a folder, or -"
+            )
+        if self.path is None or force:
+            return
+        if self.kind == "folder" and self.path.is_dir() and any(self.path.iterdir()):
+            raise HebmError(f"the folder {out} is not empty; choose another for --out, or add --force to write into it")
+        if self.path.is_file():
+            raise HebmError(f"the file {out} exists; choose another for --out, or add --force to replace it")
+
+    def write(self, batches: Iterator[Tensor]) -> None:
+        """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""
+        if self.kind == "folder":
+            count = 0
+            for batch in batches:
+                for image in batch:
+                    picture.save(picture.to_pil(image), self.path / f"{count:06d}.png")
+                    count += 1
+            return
+        images = torch.cat(list(batches))
+        if self.kind == "npz":
+            self._write_npz(images)
+        elif self.kind == "png":
+            picture.save_grid(images, self.path, self.columns)
+        else:
+            buffer = io.BytesIO()
+            picture.grid(images, self.columns).save(buffer, format="PNG")
+            sys.stdout.buffer.write(buffer.getvalue())
+            sys.stdout.buffer.flush()
+
+    def _write_npz(self, images: Tensor) -> None:
+        temporary = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".hebm-", delete=False) as file:
+                temporary = file.name
+                np.savez_compressed(file, images=picture.to_nhwc(images))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise HebmError(f"could not write {self.path}: {error.strerror or error}") from error

@@ -1,0 +1,146 @@
+"""Stage two: the prior over u, generator and encoder frozen.
+
+    x -> z ~ q(z | x) -> u_0 = T^-1(z) -> prior.loss(u_0)      (HEBM, arXiv 2405.13910, Algorithm 1)
+
+The loop is the same for every kind; what is minimised is `hebmtool.prior`'s business.
+"""
+
+import time
+
+import torch
+from torch import Tensor
+
+from hebmtool import checkpoint, data, metrics, picture
+from hebmtool.console import note, progress
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.generator import Generator
+from hebmtool.prior import EBM, Noise, Prior, make_prior
+from hebmtool.recipe import Recipe, TrainPrior
+from hebmtool.run import Run, StopSignals
+from hebmtool.train_vae import load_generator
+from hebmtool.training import Ema, derive_seed, load_training, save_training
+
+# Beyond this the objective has run away (HEBM's own bound).
+LOSS_BOUND = 1e15
+CALIBRATION_DRAWS = 512
+
+
+def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
+    """Learning rate of update `step`: linear warm-up, then a factor `lr_decay` per epoch."""
+    warm = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
+    return config.lr * warm * config.lr_decay ** (step / updates_per_epoch)
+
+
+def load_prior(run: Run, generator: Generator, kind: str) -> Prior:
+    """The run's trained prior of this kind (averaged weights), on `generator`, which should be frozen.
+
+    Raises:
+        HebmError: it has not been trained, or its file is unusable.
+    """
+    run.require_prior(kind)
+    recipe = run.recipe()
+    if kind == Prior.kind:
+        return make_prior(generator, recipe.prior.model_copy(update={"kind": kind}))
+    path = run.prior_path(kind)
+    tensors, header = checkpoint.load(path, kind=kind)
+    trained_with = Recipe.model_validate(header.recipe)
+    if trained_with.generator != recipe.generator:
+        raise HebmError(f"{path} was trained on another generator than {run.generator_path}; train the prior again")
+    prior = make_prior(generator, trained_with.prior)
+    checkpoint.load_into(prior, tensors, path)
+    return prior.eval().requires_grad_(False)
+
+
+def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> metrics.Closure | None:
+    """Train the prior of `recipe` on the run's generator; returns the prior-hole closure it reached, or
+    None where no feature network fits the images.
+
+    SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
+    """
+    config, kind = recipe.train_prior, recipe.prior.kind
+    if kind == Prior.kind:
+        raise UsageError("prior.kind 'gaussian' needs no training; train 'diffusion-ebm' or 'ebm'")
+    generator = load_generator(run, device).frozen()
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    if images.shape != generator.image_shape:
+        raise HebmError(
+            f"the images are {images.shape} (channels, height, width) but the generator in {run.path} makes "
+            f"{generator.image_shape}; use the data it was trained on"
+        )
+    torch.manual_seed(derive_seed(recipe.seed, "prior", kind))
+    prior = make_prior(generator, recipe.prior)
+    assert isinstance(prior, EBM)
+    prior.energy.calibrate(generator.top_down(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
+    optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    ema = Ema(prior, config.ema)
+    averaged = make_prior(generator, recipe.prior).eval().requires_grad_(False)
+    step, stage = 0, f"train-prior {kind}"
+    if resume:
+        step = load_training(run.prior_train_path(kind), f"{kind} training", prior, ema, optimizer)
+    run.truncate_metrics(stage, step)
+
+    def save() -> None:
+        save_training(run.prior_train_path(kind), recipe, step, f"{kind} training", prior, ema, optimizer)
+        checkpoint.save(run.prior_path(kind), ema.tensors, kind=kind, recipe=recipe, step=step)
+
+    def show() -> None:
+        averaged.load_state_dict(ema.tensors)
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
+
+    started, seconds_before = time.monotonic(), run.seconds(stage)
+    with StopSignals() as stop, progress(stage, config.iterations, step) as bar:
+        while step < config.iterations:
+            torch.manual_seed(derive_seed(recipe.seed, stage, step))
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
+            x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=True).to(device)
+            with torch.no_grad():
+                u_0 = generator.encode(x)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
+
+            loss, figures = prior.loss(u_0)
+            value = loss.item()
+            if not abs(value) < LOSS_BOUND:  # NaN too
+                raise HebmError(
+                    f"training diverged at update {step + 1} (loss {value:.4g}); what {run.path} held before is kept; "
+                    f"lower train_prior.lr and start again, or resume"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(prior.parameters(), config.clip)
+            optimizer.step()
+            ema.update(prior, step)
+            step += 1
+
+            if step % config.log_every == 0 or step == config.iterations:
+                seconds = seconds_before + time.monotonic() - started
+                run.log(stage, step, loss=value, **figures, grad_norm=norm.item(), seconds=seconds)
+                bar.advance(0, f"gap {figures['gap']:.3g}")
+            bar.advance()
+            if stop.requested:
+                save()
+                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
+            if step % config.sample_every == 0 and step < config.iterations:
+                show()
+            if step % config.save_every == 0 and step < config.iterations:
+                save()
+    save()
+    show()
+    features = metrics.load_features(recipe.evaluate.features, images.shape, device)
+    if features is None:
+        note("no closure measured: set evaluate.features to a TorchScript network for images of this kind")
+        return None
+    closure = metrics.closure(averaged, images, test, recipe, features, recipe.evaluate.samples)
+    run.set_figure(f"closure.{kind}", closure.figures() | {"step": step})
+    note(f"{kind}: {closure.sentence()}")
+    return closure
+
+
+@torch.no_grad()
+def sample_grid(prior: Prior, seed: int, n: int = 64) -> Tensor:
+    """`n` images of the prior, [n, C, H, W] in [0, 1]; the same noise at every call."""
+    device = prior.generator.constant.device
+    return prior.generator.images(prior.sample(Noise(seed, range(n), prior.generator.D, device))).cpu()

@@ -1,0 +1,125 @@
+"""What both training stages share: the device, the noise of a step, averaged weights, and saving it all.
+
+Every update seeds torch's generators from (recipe seed, stage, step), and the images it sees are a function of
+the step as well (`hebmtool.data.batch_indices`).  So the step number is the whole random state and the
+position in the data, and resuming continues exactly.
+"""
+
+import hashlib
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hebmtool import checkpoint
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.recipe import Recipe
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: the word is none of these.
+        HebmError: CUDA is asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise UsageError(f"unknown device '{name}'; allowed are auto, cpu, cuda and cuda:N")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise HebmError(f"device '{name}' was asked for but torch sees no CUDA GPU; use --device cpu")
+        if int(index or 0) >= torch.cuda.device_count():
+            raise HebmError(
+                f"device '{name}' was asked for but torch sees {torch.cuda.device_count()} CUDA GPU(s), "
+                f"numbered from 0; use one of those"
+            )
+    return torch.device(name)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part, and on nothing else."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to bfloat16 for "bf16", nothing for "float32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) -> float:
+    """Learning rate of update `step`: linear warm-up to `start`, then a cosine down to `end`."""
+    if step < warmup:
+        return start * (step + 1) / warmup
+    share = (step - warmup) / max(1, total - warmup)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters and floating-point buffers.
+
+    The decay rises to its value over the first updates, so that the start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.tensors = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.tensors[key].lerp_(value, weight)
+            else:
+                self.tensors[key].copy_(value)
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def save_training(
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    kind: str,
+    module: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    extra: nn.Module | None = None,
+) -> None:
+    """Everything needed to continue after `step` updates, in one file."""
+    tensors = prefixed("model", module.state_dict()) | prefixed("ema", ema.tensors)
+    tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
+    if extra is not None:
+        tensors |= prefixed("extra", extra.state_dict())
+    checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step)
+
+
+def load_training(
+    path: Path,
+    kind: str,
+    module: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    extra: nn.Module | None = None,
+) -> int:
+    """Restore what `save_training` wrote; returns the number of updates done."""
+    tensors, header = checkpoint.load(path, kind=kind)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+
+    checkpoint.load_into(module, part("ema"), path)
+    ema.tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    checkpoint.load_into(module, part("model"), path)
+    checkpoint.restore_optimizer(optimizer, part("optimizer"))
+    if extra is not None:
+        checkpoint.load_into(extra, part("extra"), path)
+    return header.step
