@@ -38,6 +38,13 @@ RunsOption = Annotated[
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="A run's name or folder.", show_default="the newest run")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+ReadjustOption = Annotated[
+    bool,
+    typer.Option(
+        "--readjust-bn", help="First re-estimate the generator's BatchNorm statistics on 500 generated batches."
+    ),
+]
+READJUST_BATCHES = 500
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
 RUNS = Path("runs")
 
@@ -77,8 +84,6 @@ def train_vae(
     settings = recipes.load(recipe, overrides or [])
     where = pick_device(device)
     with Run.create(runs, settings, resume) as run:
-        if resume:
-            Run.check_same(run.recipe(), settings, ["generator", "train_vae", "seed", "data"])
         train(settings, run, where, resume)
     print(run.path)
 
@@ -90,6 +95,7 @@ def train_prior(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
+    readjust_bn: ReadjustOption = False,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.
 
@@ -106,6 +112,8 @@ def train_prior(
     from hebmtool.training import pick_device
 
     settings = recipes.load(recipe, overrides or [])
+    if readjust_bn and not settings.train_prior.readjust_bn:
+        settings.train_prior.readjust_bn = READJUST_BATCHES
     where = pick_device(device)
     if not (runs / settings.name).is_dir():
         raise HebmError(
@@ -142,6 +150,7 @@ def sample(
     ] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.", show_default="square")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    readjust_bn: ReadjustOption = False,
     run: RunOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -160,7 +169,7 @@ def sample(
 
     if not temperature > 0:
         raise UsageError(f"--temperature is {temperature}; it must be above 0, 1 being the prior itself")
-    opened, trained = _open_prior(run, runs, prior, device)
+    opened, trained = _open_prior(run, runs, prior, device, READJUST_BATCHES if readjust_bn else 0, temperature)
     if out is None:
         name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
         out, force = str(opened.samples_dir / name), True
@@ -175,19 +184,48 @@ def sample(
         print(sink.path)
 
 
-def _open_prior(run: str | None, runs: Path, kind: str | None, device: str):
+def _open_prior(
+    run: str | None, runs: Path, kind: str | None, device: str, readjust_bn: int = 0, temperature: float = 1.0
+):
     """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed."""
     from hebmtool.run import Run
     from hebmtool.train_prior import load_prior
-    from hebmtool.train_vae import load_generator
     from hebmtool.training import pick_device
 
     where = pick_device(device)
     opened = Run.open(run, runs)
     opened.require_generator()
-    kind = kind or opened.priors()[-1]
-    opened.require_prior(kind)
-    return opened, load_prior(opened, load_generator(opened, where).frozen(), kind)
+    return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, temperature)
+
+
+@app.command("import-nvae", rich_help_panel="Train")
+def import_nvae(
+    path: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint in the published NVAE format.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder to make.", show_default="nvae-DATASET in the runs folder")
+    ] = None,
+    data_path: Annotated[
+        str | None, typer.Option(help="The images' folder or file, written into the run's recipe.")
+    ] = None,
+    readjust_bn: ReadjustOption = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Turn a published NVAE checkpoint into a run, ready for train-prior and sample.
+
+    The file is never unpickled freely.  Prints the run's folder.  Examples:
+
+        hebm import-nvae checkpoint.pt --out runs/church
+
+        hebm sample --run church --prior gaussian
+    """
+    from hebmtool.nvae import import_checkpoint
+    from hebmtool.training import pick_device
+
+    root, name = (runs, None) if out is None else (out.parent, out.name)
+    where = pick_device(device)
+    made = import_checkpoint(path, root, name, data_path=data_path, readjust_bn=readjust_bn, device=where)
+    print(made.path)
 
 
 @app.command(rich_help_panel="Look")

@@ -7,10 +7,9 @@ import torch
 
 from hebmtool import data, metrics, picture, recipe
 from hebmtool.errors import HebmError
-from hebmtool.prior import make_prior
 from hebmtool.run import Run
 from hebmtool.train_prior import load_prior, train_prior
-from hebmtool.train_vae import load_generator, train_vae
+from hebmtool.train_vae import train_vae
 
 SHOWN, COLUMNS = 64, 8
 
@@ -40,9 +39,7 @@ def demo(root: Path, device: torch.device) -> Demo:
 def prior_picture(run: Run, closure: metrics.Closure, device: torch.device):
     """Samples of the Gaussian prior beside those of the trained one beside reconstructions, with their FDs."""
     settings = run.recipe()
-    generator = load_generator(run, device).frozen()
-    trained = load_prior(run, generator, closure.kind)
-    gaussian = make_prior(generator, settings.prior.model_copy(update={"kind": "gaussian"}))
+    trained, gaussian = load_prior(run, closure.kind, device), load_prior(run, "gaussian", device)
     images = data.load(settings.data, "train")
     parts = [
         (f"Gaussian prior\nFD {closure.fd_gaussian:.2f}", metrics.prior_images(gaussian, SHOWN, settings.seed)),
@@ -52,7 +49,7 @@ def prior_picture(run: Run, closure: metrics.Closure, device: torch.device):
         ),
         (
             f"Reconstructions\nFD {closure.fd_reconstruction:.2f}",
-            metrics.reconstructions(generator, images, settings, SHOWN),
+            metrics.reconstructions(trained.generator, images, settings, SHOWN),
         ),
     ]
     return picture.panels(parts, COLUMNS)

@@ -39,8 +39,10 @@ class SpectralConv(nn.Module):
         self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
         self.norm = norm
         self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
-        self.register_buffer("right", F.normalize(torch.randn(c_in * kernel * kernel), dim=0))
+        self.register_buffer("right", torch.zeros(c_in * kernel * kernel))
         self.fixed: Tensor | None = None
+        # Between vectors that have not met w the estimate is near 0, and would blow the weight up.
+        self.advance()
 
     @torch.no_grad()
     def advance(self) -> None:

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
-from hebmtool.layers import AutoregressiveShift, Cell, Conv
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
 from hebmtool.likelihood import log_normal, make_likelihood, normal_parameters
 
 CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
@@ -94,7 +95,8 @@ class Generator(nn.Module):
     Arguments:
         config: the recipe's `generator` part.
         image_shape: (C, H, W) of the images.  Inside, they are centred in zeros of `padded_size`, a multiple of
-            2^(scales - 1 + preprocess_blocks); outputs are cropped back.
+            2^(scales - 1 + preprocess_blocks) (and MNIST's 28 always in at least 32, as in NVAE); outputs are cropped
+            back.
         bits: bits per channel of the images.
 
     Images are [N, C, H, W] in [0, 1].  `L` layers, `D` latent dimensions.
@@ -106,7 +108,8 @@ class Generator(nn.Module):
         self.likelihood = make_likelihood(config.likelihood, config.mixtures, bits)
         channels, height, width = image_shape
         factor = 2 ** (config.scales - 1 + config.preprocess_blocks)
-        self.padded_size = tuple(math.ceil(side / factor) * factor for side in (height, width))
+        inner = (32 if side == 28 else side for side in (height, width))
+        self.padded_size = tuple(math.ceil(side / factor) * factor for side in inner)
         self.margins = tuple((full - side) // 2 for full, side in zip(self.padded_size, (height, width), strict=True))
 
         ops = config.cells if isinstance(config.cells, dict) else CELL_KINDS[config.cells]
@@ -161,14 +164,14 @@ class Generator(nn.Module):
             decoder.append(
                 DecoderLayer(
                     nn.Sequential(*(cell("normal", "dec", d, d) for _ in range(0 if top else config.decoder_cells))),
-                    None if top else nn.Sequential(nn.ELU(), Conv(d, 2 * z, 1)),
+                    None if top else nn.Sequential(ELU(), Conv(d, 2 * z, 1)),
                     Conv(d + z, d, 1),
                     cell("up", "dec", d, d // 2) if last_of_scale and l < self.L - 1 else None,
                 )
             )
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         top_width = enc_width(0)
-        self.top = nn.Sequential(nn.ELU(), Conv(top_width, top_width, 1), nn.ELU())
+        self.top = nn.Sequential(ELU(), Conv(top_width, top_width, 1), ELU())
         self.constant = nn.Parameter(torch.randn(dec_width(0), *resolution[0]))
         self.flows = nn.ModuleList(
             nn.Sequential(*(AutoregressiveShift(z, mirrored=bool(j % 2)) for j in range(2 * config.flows)))
@@ -183,7 +186,7 @@ class Generator(nn.Module):
             c //= 2
             post += [cell("normal", "post", c, c) for _ in range(config.postprocess_cells - 1)]
         self.postprocess = nn.Sequential(*post)
-        self.image_head = nn.Sequential(nn.ELU(), Conv(c, self.likelihood.parameters(channels), 3))
+        self.image_head = nn.Sequential(ELU(), Conv(c, self.likelihood.parameters(channels), 3))
         # The layout convolutions run fastest in, on CPUs and GPUs alike; states follow their weights.
         self.to(memory_format=torch.channels_last)
 
@@ -243,7 +246,8 @@ class Generator(nn.Module):
             layers: walk only this many layers from the top; all of them by default.  Pixels are never computed.
         """
         maps = self.split(u)
-        walk, _ = self._walk(lambda l, s, raw, mu, sigma: mu + sigma * maps[l], len(u), layers or self.L)
+        depth = self.L if layers is None else layers
+        walk, _ = self._walk(lambda l, s, raw, mu, sigma: mu + sigma * maps[l], len(u), depth)
         # As given, not as recomputed from z.
         walk.u = maps[: len(walk.z)]
         return walk
@@ -296,12 +300,7 @@ class Generator(nn.Module):
         kl = []
 
         def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-            layer = self.encoder[l]
-            features = seen[l] if layer.merge is None else seen[l] + layer.merge(s)
-            raw_q = layer.head(features)
-            if self.config.residual_posterior:
-                raw_q = raw_q + raw
-            mu_q, sigma_q = normal_parameters(*raw_q.float().chunk(2, dim=1))
+            mu_q, sigma_q = self._posterior_parameters(l, seen[l], s, raw)
             e = torch.randn_like(mu_q) if epsilon is None else epsilon[l]
             z_q = mu_q + sigma_q * e
             z = self.flows[l](z_q)
@@ -316,6 +315,41 @@ class Generator(nn.Module):
         walk, _ = self._walk(choose, len(x), self.L)
         return Posterior(walk, torch.stack(kl, dim=1))
 
+    def _posterior_parameters(self, l: int, seen: Tensor, s: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) of q(z_i | z_{>i}, x), before the flows."""
+        layer = self.encoder[l]
+        raw_q = layer.head(seen if layer.merge is None else seen + layer.merge(s)).float()
+        return normal_parameters(*(raw_q + raw if self.config.residual_posterior else raw_q).chunk(2, dim=1))
+
+    def posterior_score(self, u: Tensor, x: Tensor) -> Tensor:
+        """grad_u log q(u | x), [N, D]: q(u | x) is the posterior carried to u by T^-1.
+
+        Its mean over the x that could have given u is the score of the aggregate posterior, so it is what score
+        matching regresses on where no noise has been added.
+
+        Raises:
+            HebmError: the posterior has flows, whose density at a given z has no closed form.
+        """
+        if self.config.flows:
+            raise HebmError(
+                f"the posterior score needs a posterior without flows, and this generator has {self.config.flows} per "
+                "layer; train its prior with prior.objective=recovery"
+            )
+        with torch.no_grad():
+            seen = self._bottom_up(x)
+        with torch.enable_grad():
+            u = u.detach().requires_grad_(True)
+            maps, log_q = self.split(u), []
+
+            def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+                z = mu + sigma * maps[l]
+                density = log_normal(z, *self._posterior_parameters(l, seen[l], s, raw)) + sigma.log()
+                log_q.append(density.sum())
+                return z
+
+            self._walk(choose, len(x), self.L)
+            return torch.autograd.grad(sum(log_q), u)[0]
+
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """u = T^-1(z) for z ~ q(z | x).  [N, C, H, W] -> [N, D]."""
         return self.join(self.posterior(x, noise).walk.u)
@@ -323,14 +357,62 @@ class Generator(nn.Module):
     # Use ------------------------------------------------------------------------------------------------------------
 
     def frozen(self) -> "Generator":
-        """A copy in evaluation mode without gradients for parameters, its weights normalised once and for all."""
+        """A copy for inference: no gradients for parameters, weights normalised and BatchNorms turned into affines
+        once and for all.  It computes what this one computes in evaluation mode."""
         twin = copy.deepcopy(self).eval().requires_grad_(False)
-        for module in twin.modules():
+        for module in list(twin.modules()):
             if isinstance(module, Conv):
                 module.fold()
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, Affine(child))
         return twin
 
     def bits_per_dim(self, log_px: Tensor) -> Tensor:
         """Bits per dimension from a log-likelihood (or bound) in nats, [N] -> [N]."""
         dims = math.prod(self.image_shape)
         return -(log_px / dims + self.likelihood.log_bin) / math.log(2)
+
+
+@torch.no_grad()
+def readjust_batchnorm(
+    generator: Generator, batches: int = 500, batch_size: int = 64, temperature: float = 1.0, seed: int = 0
+) -> None:
+    """Re-estimate, in place, the running statistics of the BatchNorms that generation passes.
+
+    As NVAE and "Learning Latent Space Hierarchical EBM Diffusion Models" (https://arxiv.org/abs/2405.13910) do before
+    stage two: the plain average of the statistics of `batches` generated batches.  The encoder's stay as they are.
+    A frozen generator has no such statistics left.
+
+    Arguments:
+        batch_size: images per batch, at least 2.
+        temperature: standard deviation of u; below 1 the images generated are nearer to the mode.
+        seed: the draws depend on it alone.
+
+    Raises:
+        UsageError: a number out of range.
+        ValueError: the generator is frozen.
+    """
+    for what, value, least in (("batches", batches, 1), ("batch size", batch_size, 2)):
+        if value < least:
+            raise UsageError(f"the {what} to re-estimate BatchNorm statistics is {value}, but must be at least {least}")
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"the temperature to re-estimate BatchNorm statistics is {temperature}, but must be above 0")
+    modules = [m for part in (generator.decoder, generator.postprocess) for m in part.modules()]
+    if any(isinstance(m, Affine) for m in modules):
+        raise ValueError("a frozen generator has no BatchNorm statistics; re-estimate them before freezing it")
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+    before = [(bn.momentum, bn.training) for bn in norms]
+    for bn in norms:
+        bn.reset_running_stats()
+        bn.momentum = None  # torch's word for a plain average
+        bn.train()
+    draws = torch.Generator().manual_seed(seed)
+    try:
+        for _ in range(batches):
+            u = temperature * torch.randn(batch_size, generator.D, generator=draws)
+            generator.decode(generator.top_down(u.to(generator.constant.device)))
+    finally:
+        for bn, (momentum, training) in zip(norms, before, strict=True):
+            bn.momentum = momentum
+            bn.train(training)

@@ -78,6 +78,34 @@ class Conv(nn.Module):
         return F.conv2d(x, w, self.bias, self.stride, self.padding, groups=self.groups)
 
 
+def elu(x: Tensor) -> Tensor:
+    """ELU through exp rather than expm1, which torch does not vectorise on CPUs: some ten times faster there, and
+    within one rounding of 1 of the exact value."""
+    positive = F.relu(x)
+    # Not x.clamp(max=0), whose gradient at 0 is 0.
+    return positive + ((x - positive).exp() - 1)
+
+
+class ELU(nn.Module):
+    """`elu` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return elu(x)
+
+
+class Affine(nn.Module):
+    """What a BatchNorm in evaluation mode computes, as one scale and one shift per channel."""
+
+    def __init__(self, bn: nn.BatchNorm2d):
+        super().__init__()
+        scale = bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", (bn.bias.detach() - bn.running_mean * scale)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
 class BNSwishConv(nn.Module):
     """BatchNorm, SiLU, [nearest x2], 3x3 convolution: op `res_bnswish`."""
 
@@ -235,8 +263,8 @@ class AutoregressiveShift(nn.Module):
         self.mu = Conv(hidden, channels, 1, mask=raster_mask(hidden, channels, 1, False, mirrored))
 
     def forward(self, z: Tensor) -> Tensor:
-        hidden = F.elu(self.second(F.elu(self.first(z))))
-        return z - self.mu(F.elu(hidden))
+        hidden = elu(self.second(elu(self.first(z))))
+        return z - self.mu(elu(hidden))
 
 
 class SpectralPenalty(nn.Module):

@@ -10,6 +10,7 @@ the generator's own posterior allows.  A distance is comparable only with others
 unless the features are Inception's.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,17 +46,24 @@ class Features:
         """uint8 [N, C, H, W] -> float64 [N, D].
 
         Raises:
-            HebmError: the network refuses the images.
+            HebmError: the network refuses the images, or does not give finite [N, D].
         """
         try:
             parts = [self.network(batch.to(self.device)).double().cpu() for batch in images.split(BATCH)]
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter where it gives no tensor
             reason = str(error).strip().splitlines()[-1]
             raise HebmError(
                 f"the feature network {self.name} does not accept images of shape {list(images.shape[1:])} ({reason}); "
                 f"it must map uint8 [N, C, H, W] to float [N, D]"
             ) from error
-        return torch.cat(parts).numpy()
+        features = torch.cat(parts)
+        if features.ndim != 2 or not features.isfinite().all():
+            found = f"shape {list(features.shape)}" if features.ndim != 2 else "values that are not finite"
+            raise HebmError(
+                f"the feature network {self.name} gives {found} for {len(images)} images; "
+                f"it must map uint8 [N, C, H, W] to finite float [N, D]"
+            )
+        return features.numpy()
 
 
 def load_features(path: str | None, image_shape: tuple[int, int, int], device: torch.device) -> Features | None:
@@ -71,20 +79,21 @@ def load_features(path: str | None, image_shape: tuple[int, int, int], device: t
     if not Path(path).is_file():
         raise HebmError(f"no feature network at {path}; evaluate.features takes a TorchScript file or null")
     try:
-        network = torch.jit.load(path, map_location=device).eval()
+        with warnings.catch_warnings(action="ignore"):  # torch's, that TorchScript is old
+            network = torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise HebmError(f"{path} is not a TorchScript network torch can load; save one with torch.jit.save") from error
     return Features(network, Path(path).name, device)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """FD between Gaussians fitted to features a [N, D] and b [M, D].
+    """FD between Gaussians fitted to features a [N, D] and b [M, D], N and M at least 2.
 
     Written with eigenvalues of a symmetric product, which stays real for singular covariances (dead features,
     few images), where a general matrix square root does not.
     """
     mean_a, mean_b = a.mean(0), b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
@@ -157,9 +166,17 @@ def closure(
         images, test: training images (reconstructed) and held-out ones (the reference).
         samples: images per set, fewer where the data has fewer training images.
         steps: Langevin steps per level, the recipe's when None.
+
+    Raises:
+        HebmError: too few images, or features that see no difference between prior and posterior.
     """
     generator = prior.generator
     n = min(samples, len(images))
+    if n < 2 or len(test) < 2:
+        raise HebmError(
+            f"the closure compares {n} training image(s) with {len(test)} held out, but needs at least 2 of each; "
+            f"use more images, or a larger data.test_fraction"
+        )
     held_out = torch.arange(len(test)).split(BATCH)
     reference = features(torch.cat([test.batch(indices) for indices in held_out]))
     gaussian = make_prior(generator, recipe.prior.model_copy(update={"kind": Prior.kind}))
@@ -170,6 +187,11 @@ def closure(
         features(reconstructions(generator, images, recipe, n)),
     ]
     fd = [frechet_distance(s, reference) for s in sets]
+    if fd[0] == fd[2]:
+        raise HebmError(
+            f"the features {features.name} see no difference between samples of the Gaussian prior and reconstructions "
+            f"(FD {fd[0]:.3g} for both), so that there is no closure; set evaluate.features to another network"
+        )
 
     def close(gaussian: float, prior: float, reconstruction: float) -> float:
         return (gaussian - prior) / (gaussian - reconstruction)

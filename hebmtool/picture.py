@@ -1,8 +1,9 @@
 """Pictures: grids and titled panels of images, written as PNG beside and renamed."""
 
+import contextlib
+import io
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,25 +70,41 @@ def panels(parts: Sequence[tuple[str, Tensor]], columns: int) -> Image.Image:
     return canvas
 
 
-def save(picture: Image.Image, path: Path | str) -> None:
-    """Write a PNG beside `path`, then rename.
+def to_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write(data: bytes, path: Path | str) -> None:
+    """Write a file beside `path`, then rename; whatever happens, `path` holds the old content or all of the new.
 
     Raises:
         HebmError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            picture.save(file, format="PNG")
-        os.chmod(temporary, 0o644)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise HebmError(f"could not write the picture {path}: {error.strerror or error}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise HebmError(
+                f"could not write {path}: {error.strerror or error}; make room or choose another path"
+            ) from error
+        raise
+
+
+def save(picture: Image.Image, path: Path | str) -> None:
+    """`write` the picture as a PNG."""
+    write(to_png(picture), path)
 
 
 def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:

@@ -55,6 +55,8 @@ class Prior(nn.Module):
     """
 
     kind = "gaussian"
+    needs_score = False
+    """Whether `loss` wants the posterior's score at u_0."""
 
     def __init__(self, generator: Generator, config: recipes.Prior):
         super().__init__()
@@ -84,8 +86,13 @@ class Prior(nn.Module):
         """Log density of u [N, D] at level 0, up to a constant for energy-based priors, [N] nats."""
         return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
 
-    def loss(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """What stage two minimises for posterior draws u_0 [N, D], and figures worth logging."""
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """What stage two minimises, and figures worth logging.
+
+        Arguments:
+            u_0: posterior draws, [N, D].
+            score: grad log q(u_0 | x), [N, D], where `needs_score`.
+        """
         raise NotImplementedError(f"the {self.kind} prior is not trained")
 
 
@@ -150,7 +157,7 @@ class EBM(Prior):
         t = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)
         return u_0, torch.randn_like(u_0), t
 
-    def loss(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         self.energy.advance()
         positive, u_next, t = self._pairs(u_0)
         negative = self.negatives(u_next, t, lambda: torch.randn_like(u_0))
@@ -213,6 +220,35 @@ class DiffusionEBM(EBM):
         t = torch.randint(self.schedule.T, (len(u_0),), device=u_0.device)
         u_t, u_next = self.schedule.diffuse(u_0, t)
         return u_t, u_next, t
+
+    @property
+    def needs_score(self) -> bool:
+        return self.config.objective == "score-matching"
+
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        return self.score_matching(u_0, score) if self.needs_score else super().loss(u_0)
+
+    def score_matching(self, u_0: Tensor, score: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Denoising score matching of the levels' marginals, p(u_t) ~ exp(F_t / b_t^2) N(u_t; 0, I).
+
+        Level t >= 1 regresses on the score of the noise, -eps / sbar_t, weighted by sbar_t^2.  At level 0 there is next
+        to no noise; the posterior's own spread takes its place, and the target is grad log q(u_0 | x).
+        """
+        self.energy.advance()
+        t = torch.randint(self.schedule.T, (len(u_0),), device=u_0.device)
+        abar, sbar = (c.float().to(t.device)[t][:, None] for c in (self.schedule.abar, self.schedule.sbar))
+        eps = torch.randn_like(u_0)
+        clean = (t == 0)[:, None]
+        u = torch.where(clean, u_0, abar * u_0 + sbar * eps).requires_grad_(True)
+        target, weight = torch.where(clean, score, -eps / sbar), torch.where(clean, 1.0, sbar)
+        F = self.F(u, t)
+        slope = torch.autograd.grad((F / self.scale(t)).sum(), u, create_graph=True)[0]
+        error = (weight * (slope - u - target)).square().mean(1)
+        # What predicting the Gaussian's own score would cost; the part of it that is explained is worth watching.
+        baseline = (weight * (u + target)).square().mean(1).detach()
+        explained = (baseline - error).detach()
+        figures = {f"explained_{level}": explained[t == level].mean().item() for level in range(self.schedule.T)}
+        return error.mean() + self.config.penalty * (F / self.scale(t)).square().mean(), figures
 
     def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
         u = temperature * noise()

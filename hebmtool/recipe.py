@@ -178,6 +178,7 @@ class TrainPrior(Part):
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
     log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
     sample_every: int = Field(500, ge=1, description="updates between sample grids")
     save_every: int = Field(500, ge=1, description="updates between checkpoints")

@@ -93,7 +93,7 @@ class Run:
         for key in before | after:
             if any(key == part or key.startswith(part + ".") for part in parts) and before.get(key) != after.get(key):
                 raise HebmError(
-                    f"cannot resume: the run was trained with {key} = {before.get(key)} and the recipe now says "
+                    f"the run was trained with {key} = {before.get(key)} and the recipe now says "
                     f"{after.get(key)}; set it back, or start another run with --set name=NAME"
                 )
 
@@ -177,9 +177,10 @@ class Run:
         return sorted(path for path in self.path.glob("[!.]*.safetensors") if path.is_file())
 
     def priors(self) -> list[str]:
-        """The kinds of prior that can be sampled: "gaussian" first when there is a generator, then those trained."""
-        trained = [p.name.removeprefix("prior-").removesuffix(".safetensors") for p in self.path.glob("prior-*")]
-        trained = sorted(kind for kind in trained if self.prior_path(kind).is_file() and not kind.endswith(".train"))
+        """The kinds of prior that can be sampled, from the simplest to the one to be preferred, in the recipe's order:
+        "gaussian" first, when there is a generator, then those trained."""
+        kinds = get_args(Prior.model_fields["kind"].annotation)
+        trained = [kind for kind in kinds if self.prior_path(kind).is_file()]
         return ["gaussian"] * self.generator_path.is_file() + trained
 
     def require_generator(self) -> Path:

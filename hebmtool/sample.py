@@ -4,9 +4,7 @@ u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T
 """
 
 import io
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,25 +101,11 @@ class Sink:
             return
         images = torch.cat(list(batches))
         if self.kind == "npz":
-            self._write_npz(images)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, images=picture.to_nhwc(images))
+            picture.write(buffer.getvalue(), self.path)
         elif self.kind == "png":
             picture.save_grid(images, self.path, self.columns)
         else:
-            buffer = io.BytesIO()
-            picture.grid(images, self.columns).save(buffer, format="PNG")
-            sys.stdout.buffer.write(buffer.getvalue())
+            sys.stdout.buffer.write(picture.to_png(picture.grid(images, self.columns)))
             sys.stdout.buffer.flush()
-
-    def _write_npz(self, images: Tensor) -> None:
-        temporary = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".hebm-", delete=False) as file:
-                temporary = file.name
-                np.savez_compressed(file, images=picture.to_nhwc(images))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise HebmError(f"could not write {self.path}: {error.strerror or error}") from error

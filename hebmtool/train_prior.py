@@ -13,15 +13,17 @@ from torch import Tensor
 from hebmtool import checkpoint, data, metrics, picture
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.generator import Generator
+from hebmtool.generator import readjust_batchnorm
 from hebmtool.prior import EBM, Noise, Prior, make_prior
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import Run, StopSignals
 from hebmtool.train_vae import load_generator
-from hebmtool.training import Ema, derive_seed, load_training, save_training
+from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, save_training
 
 # Beyond this the objective has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
+# Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
+STATISTICS = "generator."
 CALIBRATION_DRAWS = 512
 
 
@@ -31,23 +33,36 @@ def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> floa
     return config.lr * warm * config.lr_decay ** (step / updates_per_epoch)
 
 
-def load_prior(run: Run, generator: Generator, kind: str) -> Prior:
-    """The run's trained prior of this kind (averaged weights), on `generator`, which should be frozen.
+def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, temperature: float = 1.0) -> Prior:
+    """The run's trained prior of this kind (averaged weights), on its generator, both frozen.
+
+    Arguments:
+        readjust_bn: re-estimate BatchNorm statistics on this many generated batches first; 0 keeps those the prior was
+            trained with.
+        temperature: of those batches.
 
     Raises:
         HebmError: it has not been trained, or its file is unusable.
     """
     run.require_prior(kind)
-    recipe = run.recipe()
-    if kind == Prior.kind:
-        return make_prior(generator, recipe.prior.model_copy(update={"kind": kind}))
-    path = run.prior_path(kind)
-    tensors, header = checkpoint.load(path, kind=kind)
-    trained_with = Recipe.model_validate(header.recipe)
-    if trained_with.generator != recipe.generator:
-        raise HebmError(f"{path} was trained on another generator than {run.generator_path}; train the prior again")
-    prior = make_prior(generator, trained_with.prior)
-    checkpoint.load_into(prior, tensors, path)
+    generator = load_generator(run, device)
+    config, tensors = run.recipe().prior.model_copy(update={"kind": kind}), {}
+    if kind != Prior.kind:
+        tensors, header = checkpoint.load(run.prior_path(kind), kind=kind)
+        trained_with = Recipe.model_validate(header.recipe)
+        if trained_with.generator != generator.config:
+            raise HebmError(
+                f"{run.prior_path(kind)} was trained on another generator than {run.generator_path}; train it again"
+            )
+        config = trained_with.prior
+        statistics = {k: tensors.pop(k) for k in list(tensors) if k.startswith(STATISTICS)}
+        if statistics:
+            state = generator.state_dict() | {k.removeprefix(STATISTICS): v for k, v in statistics.items()}
+            checkpoint.load_into(generator, state, run.prior_path(kind))
+    if readjust_bn:
+        readjust_batchnorm(generator, readjust_bn, temperature=temperature)
+    prior = make_prior(generator.frozen(), config)
+    checkpoint.load_into(prior, tensors, run.prior_path(kind))
     return prior.eval().requires_grad_(False)
 
 
@@ -63,7 +78,27 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     config, kind = recipe.train_prior, recipe.prior.kind
     if kind == Prior.kind:
         raise UsageError("prior.kind 'gaussian' needs no training; train 'diffusion-ebm' or 'ebm'")
-    generator = load_generator(run, device).frozen()
+    whole = load_generator(run, device)
+    if resume:
+        if not run.prior_train_path(kind).is_file():
+            raise HebmError(f"there is no '{kind}' prior to resume in {run.path}; start without --resume")
+        # The learning rate does not depend on `iterations`, so a finished prior may be trained on.
+        old = Recipe.model_validate(checkpoint.header(run.prior_train_path(kind)).recipe)
+        free = {key: getattr(config, key) for key in ("iterations", *HOUSEKEEPING)}
+        old.train_prior = old.train_prior.model_copy(update=free)
+        Run.check_same(old, recipe, ["prior", "train_prior", "seed"])
+    elif run.prior_path(kind).is_file():
+        raise HebmError(
+            f"{run.path} has a '{kind}' prior already; continue it with --resume, or move {run.prior_path(kind)} away"
+        )
+    kept = run.recipe()
+    Run.check_same(kept, recipe, ["generator", "data.source", "data.bits"])
+    run.write_recipe(kept.model_copy(update={k: getattr(recipe, k) for k in ("prior", "train_prior", "evaluate")}))
+    statistics = {}
+    if config.readjust_bn:
+        readjust_batchnorm(whole, config.readjust_bn)
+        statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
+    generator = whole.frozen()
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     if images.shape != generator.image_shape:
         raise HebmError(
@@ -84,7 +119,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
 
     def save() -> None:
         save_training(run.prior_train_path(kind), recipe, step, f"{kind} training", prior, ema, optimizer)
-        checkpoint.save(run.prior_path(kind), ema.tensors, kind=kind, recipe=recipe, step=step)
+        checkpoint.save(run.prior_path(kind), ema.tensors | statistics, kind=kind, recipe=recipe, step=step)
 
     def show() -> None:
         averaged.load_state_dict(ema.tensors)
@@ -98,10 +133,11 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
             x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=True).to(device)
             with torch.no_grad():
                 u_0 = generator.encode(x)
+            score = generator.posterior_score(u_0, x) if prior.needs_score else None
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
-            loss, figures = prior.loss(u_0)
+            loss, figures = prior.loss(u_0, score)
             value = loss.item()
             if not abs(value) < LOSS_BOUND:  # NaN too
                 raise HebmError(
@@ -118,7 +154,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
             if step % config.log_every == 0 or step == config.iterations:
                 seconds = seconds_before + time.monotonic() - started
                 run.log(stage, step, loss=value, **figures, grad_norm=norm.item(), seconds=seconds)
-                bar.advance(0, f"gap {figures['gap']:.3g}")
+                bar.advance(0, f"loss {value:.3g}")
             bar.advance()
             if stop.requested:
                 save()

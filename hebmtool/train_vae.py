@@ -22,7 +22,7 @@ from hebmtool.generator import Generator
 from hebmtool.layers import SpectralPenalty
 from hebmtool.recipe import Recipe, TrainVae
 from hebmtool.run import Run, StopSignals
-from hebmtool.training import Ema, autocast, derive_seed, load_training, save_training, warm_cosine
+from hebmtool.training import HOUSEKEEPING, Ema, autocast, derive_seed, load_training, save_training, warm_cosine
 
 KIND = "generator"
 
@@ -96,6 +96,13 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         HebmError: unusable data, a loss that is no longer finite, a failed save, or stopped by a signal.
     """
     config = recipe.train_vae
+    if resume:
+        if not run.generator_train_path.is_file():
+            raise HebmError(f"there is no generator to resume in {run.path}; start without --resume")
+        old = run.recipe()
+        old.train_vae = old.train_vae.model_copy(update={key: getattr(config, key) for key in HOUSEKEEPING})
+        old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+        Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     torch.manual_seed(derive_seed(recipe.seed, "generator"))
     generator = Generator(recipe.generator, images.shape, recipe.data.bits).to(device)

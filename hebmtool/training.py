@@ -17,6 +17,9 @@ from hebmtool import checkpoint
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.recipe import Recipe
 
+# Recipe keys that say when something is written, not what is computed: they may change on resuming.
+HOUSEKEEPING = ("log_every", "sample_every", "save_every")
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:N".

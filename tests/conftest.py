@@ -1,0 +1,59 @@
+"""Shared by the tests: --slow, one thread, and a tiny frozen generator."""
+
+import pytest
+import torch
+
+from hebmtool import recipe
+from hebmtool.generator import Generator
+
+TINY = {
+    "scales": 2,
+    "layers_per_scale": 1,
+    "latent_channels": 2,
+    "encoder_channels": 4,
+    "decoder_channels": 4,
+    "preprocess_blocks": 1,
+    "preprocess_cells": 1,
+    "postprocess_blocks": 1,
+    "postprocess_cells": 1,
+    "likelihood": "bernoulli",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure():
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def make_generator():
+    """Tiny frozen generators of 8x8 images with random weights; keys override those of the recipe's part."""
+
+    def make(shape=(1, 8, 8), *, seed: int = 0, **keys) -> Generator:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Generator(recipe.Generator(**TINY | keys), shape).frozen()
+
+    return make
+
+
+@pytest.fixture
+def generator(make_generator) -> Generator:
+    """Two layers: 2 channels on 2x2 above 2 channels on 4x4, D = 40."""
+    return make_generator()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

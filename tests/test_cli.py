@@ -1,0 +1,386 @@
+"""The command line, through real runs on the embedded digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from hebmtool import checkpoint, cli
+
+TINY = [
+    *("--set", "generator.layers_per_scale=1", "--set", "generator.latent_channels=2"),
+    *("--set", "generator.encoder_channels=4", "--set", "generator.decoder_channels=4"),
+    *("--set", "train_vae.batch_size=16", "--set", "train_vae.log_every=2", "--set", "train_vae.sample_every=1000"),
+    *(
+        "--set",
+        "train_prior.batch_size=8",
+        "--set",
+        "train_prior.log_every=2",
+        "--set",
+        "train_prior.sample_every=1000",
+    ),
+    *("--set", "prior.energy.width=8", "--set", "prior.steps=2", "--set", "evaluate.samples=32"),
+    *("--set", "train_vae.iterations=12", "--set", "train_prior.iterations=6"),
+]
+
+
+@pytest.fixture
+def hebm(monkeypatch, capsys):
+    """Run the command in this process; (exit status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+def spawn(*arguments: object, **options) -> subprocess.Popen:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "hebmtool.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder of runs holding `digits`, its generator and both trained priors."""
+    root = tmp_path_factory.mktemp("runs")
+    for stage in (["train-vae"], ["train-prior"], ["train-prior", "--set", "prior.kind=ebm"]):
+        process = spawn(*stage, "digits", "--runs", root, *TINY)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+    return root
+
+
+def one_sentence(err: str) -> str:
+    """The message, after checking that it is one line without a traceback."""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("hebm: ") and "Traceback" not in err
+    return lines[0]
+
+
+def equal_weights(a: Path, b: Path) -> bool:
+    left, right = safetensors.torch.load_file(a), safetensors.torch.load_file(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# Training
+
+
+def test_training_leaves_a_whole_run(runs):
+    run = runs / "digits"
+    assert (run / "recipe.yaml").is_file()
+    assert list((run / "samples").glob("generator-*.png")) and list((run / "samples").glob("diffusion-ebm-*.png"))
+    stages = {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"train-vae", "train-vae-test", "train-prior diffusion-ebm", "train-prior ebm"}
+    header = checkpoint.header(run / "prior-diffusion-ebm.safetensors")
+    assert header.kind == "diffusion-ebm" and header.step == 6 and header.recipe["prior"]["steps"] == 2
+
+
+def test_train_prior_ends_with_the_closure_on_stdout(hebm, runs, tmp_path):
+    os.symlink(runs / "digits", tmp_path / "digits")
+    status, out, err = hebm("train-prior", "digits", "--runs", tmp_path, "--resume", *TINY)
+    assert status == 0, err
+    closure = json.loads(out)["closure"]
+    expected = (closure["fd_gaussian"] - closure["fd_prior"]) / (closure["fd_gaussian"] - closure["fd_reconstruction"])
+    assert closure["closure"] == pytest.approx(expected)
+    assert "prior-hole closure" in err
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights"), [("train-vae", "generator.safetensors"), ("train-prior", "prior-diffusion-ebm.safetensors")]
+)
+def test_killed_and_resumed_is_bit_identical(tmp_path, stage, weights, runs):
+    # The uninterrupted run.
+    longer = [*TINY, "--set", "train_vae.iterations=40", "--set", "train_prior.iterations=40"]
+    longer += ["--set", "train_vae.save_every=5", "--set", "train_prior.save_every=5"]
+    roots = [tmp_path / "whole", tmp_path / "killed"]
+    if stage == "train-prior":
+        for root in roots:
+            (root / "digits").mkdir(parents=True)
+            for name in ("recipe.yaml", "generator.safetensors"):
+                (root / "digits" / name).write_bytes((runs / "digits" / name).read_bytes())
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = spawn(stage, "digits", "--runs", roots[0], *longer, env=environment)
+    killed = spawn(stage, "digits", "--runs", roots[1], *longer, env=environment)
+    training = weights.replace(".safetensors", ".train.safetensors")
+    saved = roots[1] / "digits" / training
+    deadline = time.monotonic() + 120
+    while not saved.is_file() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert 0 < checkpoint.header(saved).step < 40
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err.decode()
+
+    resumed = spawn(stage, "digits", "--runs", roots[1], *longer, "--resume", env=environment)
+    _, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err.decode()
+    for name in (weights, training):
+        assert equal_weights(roots[0] / "digits" / name, roots[1] / "digits" / name)
+    steps = [
+        [record["step"] for record in map(json.loads, (root / "digits/metrics.jsonl").read_text().splitlines())]
+        for root in roots
+    ]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_stop(tmp_path, number):
+    process = spawn("train-vae", "digits", "--runs", tmp_path, *TINY, "--set", "train_vae.iterations=100000")
+    metrics = tmp_path / "digits" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    message = one_sentence(err.decode())
+    assert signal.Signals(number).name in message and "--resume" in message
+    assert checkpoint.header(tmp_path / "digits" / "generator.train.safetensors").step > 0
+
+
+def test_a_finished_run_is_not_written_over(hebm, runs):
+    before = (runs / "digits" / "generator.safetensors").read_bytes()
+    status, _, err = hebm("train-vae", "digits", "--runs", runs, *TINY)
+    assert status == 1 and "--resume" in one_sentence(err)
+    assert (runs / "digits" / "generator.safetensors").read_bytes() == before
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ebm", "diffusion-ebm"])
+def test_sample_every_output_holds_the_same_images(hebm, runs, tmp_path, kind):
+    common = ("sample", "--runs", runs, "--prior", kind, "-n", 5, "--seed", 3)
+    for out in ("grid.png", "images.npz", "folder"):
+        status, stdout, err = hebm(*common, "--out", tmp_path / out)
+        assert status == 0, err
+        assert stdout.strip() == str(tmp_path / out)
+    images = np.load(tmp_path / "images.npz")["images"]
+    assert images.shape == (5, 8, 8) and images.dtype == np.uint8
+    files = sorted((tmp_path / "folder").iterdir())
+    assert len(files) == 5
+    assert all(np.array_equal(np.asarray(Image.open(f)), image) for f, image in zip(files, images, strict=True))
+    assert Image.open(tmp_path / "grid.png").mode == "RGB"
+
+
+def test_sample_does_not_depend_on_the_batch_size(hebm, runs, tmp_path):
+    for size in (1, 3, 7):
+        status, _, err = hebm(
+            "sample", "--runs", runs, "-n", 7, "--batch-size", size, "--out", tmp_path / f"{size}.npz"
+        )
+        assert status == 0, err
+    sets = [np.load(tmp_path / f"{size}.npz")["images"].astype(int) for size in (1, 3, 7)]
+    assert sets[0].std() > 0
+    assert max(np.abs(sets[0] - other).max() for other in sets[1:]) <= 1
+
+
+def test_sample_options_change_what_is_drawn(hebm, runs, tmp_path):
+    drawn = {}
+    for name, options in {
+        "plain": (),
+        "seed": ("--seed", 1),
+        "temperature": ("--temperature", 0.5),
+        "steps": ("--steps", 7),
+    }.items():
+        status, _, err = hebm("sample", "--runs", runs, "-n", 4, *options, "--out", tmp_path / f"{name}.npz")
+        assert status == 0, err
+        drawn[name] = np.load(tmp_path / f"{name}.npz")["images"]
+    assert all(not np.array_equal(drawn["plain"], drawn[name]) for name in drawn if name != "plain")
+
+
+def test_progressive_strip_has_a_column_per_level(hebm, runs, tmp_path):
+    status, _, err = hebm("sample", "--runs", runs, "-n", 3, "--progressive", "--out", tmp_path / "strip.npz")
+    assert status == 0, err
+    assert len(np.load(tmp_path / "strip.npz")["images"]) == 3 * 4  # u_3, u_2, u_1, u_0
+
+
+def test_sample_to_stdout_is_a_png(runs):
+    process = spawn("sample", "--runs", runs, "-n", "4", "--out", "-")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == b"", err.decode()
+    assert out.startswith(b"\x89PNG")
+
+
+def test_sample_uses_the_newest_run_and_writes_into_it(hebm, runs):
+    status, out, _ = hebm("sample", "--runs", runs, "-n", 4)
+    assert status == 0
+    path = Path(out.strip())
+    assert path.is_file() and path.parent == runs / "digits" / "samples"
+    assert "diffusion-ebm" in path.name
+
+
+# Looking
+
+
+def test_info_shows_layers_and_priors(hebm, runs):
+    status, out, _ = hebm("info", "--runs", runs, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert [layer["layer"] for layer in found["layers"]] == [2, 1]
+    assert [layer["resolution"] for layer in found["layers"]] == [[2, 2], [4, 4]]
+    assert all(layer["kl"] is not None for layer in found["layers"])
+    assert [prior["kind"] for prior in found["priors"]] == ["gaussian", "ebm", "diffusion-ebm"]
+    status, out, _ = hebm("info", "digits", "--runs", runs)
+    assert status == 0 and "KL (nats)" in out and "closure" in out
+
+
+def test_recipes_are_listed_and_shown(hebm):
+    status, out, _ = hebm("recipes")
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert status == 0 and {"digits", "mnist", "cifar10", "celeba64", "celebahq256", "lsun64"} <= set(names)
+    status, out, _ = hebm("recipes", "show", "digits")
+    assert status == 0 and "# " in out and "prior:" in out
+
+
+@pytest.mark.parametrize("command", ["", "train-vae", "train-prior", "sample", "info", "demo", "recipes"])
+def test_help(hebm, command):
+    status, out, _ = hebm(*filter(None, [command, "--help"]))
+    assert status == 0 and "Usage" in out
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["train-vae", "digits", "--set", "prior.levls=4"], 2, ["prior.levls", "levels"]),
+        (["train-vae", "digits", "--set", "train_vae.lr=fast"], 2, ["train_vae.lr", "fast"]),
+        (["train-vae", "nosuch.yaml"], 2, ["nosuch.yaml"]),
+        (["train-vae", "digit"], 2, ["digit", "digits"]),
+        (["train-vae"], 2, ["RECIPE"]),
+        (["train-vea", "digits"], 2, ["train-vea"]),
+        (["sample", "--sed", "3"], 2, ["--sed"]),
+        (["sample", "-n", "0"], 2, ["1"]),
+        (["sample", "-n", "many"], 2, ["integer"]),
+        (["sample", "--temperature", "0"], 2, ["--temperature", "above 0"]),
+        (["sample", "--prior", "difusion-ebm"], 2, ["difusion-ebm", "diffusion-ebm"]),
+        (["sample", "--run", "nosuch"], 1, ["nosuch"]),
+        (["sample", "--out", "picture.jpg"], 2, [".jpg", ".png"]),
+        (["sample", "--device", "gpu"], 2, ["gpu", "cuda"]),
+        (["info", "nosuch"], 1, ["nosuch"]),
+        (["recipes", "show", "mnits"], 2, ["mnits", "mnist"]),
+        (["train-prior", "digits", "--set", "prior.kind=gaussian"], 2, ["gaussian", "no training"]),
+        (["train-prior", "mnist"], 1, ["hebm train-vae mnist"]),
+    ],
+)
+def test_mistakes_are_one_sentence(hebm, runs, arguments, status, words):
+    arguments = [*arguments, "--runs", runs] if arguments[0] != "recipes" else arguments
+    found, out, err = hebm(*arguments)
+    message = one_sentence(err)
+    assert found == status, message
+    assert all(word in message for word in words), message
+    assert out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_gpu(hebm, runs):
+    status, _, err = hebm("sample", "--device", "cuda", "--runs", runs)
+    assert status == 1 and "--device cpu" in one_sentence(err)
+
+
+def test_no_runs_at_all(hebm, tmp_path):
+    status, _, err = hebm("sample", "--runs", tmp_path)
+    assert status == 1 and "hebm train-vae" in one_sentence(err)
+
+
+def test_a_prior_that_is_not_trained(hebm, runs, tmp_path):
+    (tmp_path / "digits").mkdir()
+    for name in ("recipe.yaml", "generator.safetensors"):
+        (tmp_path / "digits" / name).write_bytes((runs / "digits" / name).read_bytes())
+    status, _, err = hebm("sample", "--prior", "ebm", "--runs", tmp_path)
+    message = one_sentence(err)
+    assert status == 1 and "ebm" in message and "hebm train-prior" in message and "gaussian" in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_a_damaged_checkpoint(hebm, runs, tmp_path, damage):
+    (tmp_path / "digits").mkdir()
+    whole = (runs / "digits" / "generator.safetensors").read_bytes()
+    (tmp_path / "digits" / "recipe.yaml").write_bytes((runs / "digits" / "recipe.yaml").read_bytes())
+    damaged = {"truncated": whole[: len(whole) // 2], "foreign": b"PK\x03\x04 not ours" * 50, "empty": b""}[damage]
+    (tmp_path / "digits" / "generator.safetensors").write_bytes(damaged)
+    for arguments in (["sample"], ["info"], ["train-prior", "digits", *TINY]):
+        status, _, err = hebm(*arguments, "--runs", tmp_path)
+        assert status == 1 and "generator.safetensors" in one_sentence(err)
+    assert (tmp_path / "digits" / "generator.safetensors").read_bytes() == damaged
+
+
+def test_bad_image_folders(hebm, tmp_path):
+    def train(folder: Path) -> tuple[int, str]:
+        status, _, err = hebm(
+            *("train-vae", "digits", "--runs", tmp_path / "runs", *TINY),
+            *("--set", "data.source=folder", "--set", f"data.path={folder}"),
+        )
+        return status, one_sentence(err)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, message = train(empty)
+    assert status == 1 and str(empty) in message
+
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "notes.png").write_text("not an image")
+    status, message = train(text)
+    assert status == 1 and "notes.png" in message
+
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    Image.new("L", (8, 8)).save(mixed / "a.png")
+    Image.new("L", (9, 8)).save(mixed / "b.png")
+    status, message = train(mixed)
+    assert status == 1 and "data.size" in message
+
+    status, message = train(tmp_path / "absent")
+    assert status in (1, 2) and "absent" in message
+
+
+def test_a_full_disk_while_saving_loses_nothing(hebm, tmp_path, monkeypatch):
+    status, _, err = hebm("train-vae", "digits", "--runs", tmp_path, *TINY)
+    assert status == 0, err
+    path = tmp_path / "digits" / "generator.safetensors"
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = hebm("train-vae", "digits", "--runs", tmp_path, *TINY, "--resume")
+    monkeypatch.undo()
+    assert status == 1 and "space" in err and "Traceback" not in err
+    assert path.read_bytes() == before
+    assert not list((tmp_path / "digits").glob(".*.tmp"))
+
+
+def test_existing_output_is_not_replaced_without_force(hebm, runs, tmp_path):
+    target = tmp_path / "mine.png"
+    target.write_bytes(b"precious")
+    status, _, err = hebm("sample", "--runs", runs, "-n", 1, "--out", target)
+    assert status == 1 and "--force" in one_sentence(err) and target.read_bytes() == b"precious"
+    status, _, _ = hebm("sample", "--runs", runs, "-n", 1, "--out", target, "--force")
+    assert status == 0 and target.read_bytes() != b"precious"
+
+
+def test_debug_shows_the_traceback(hebm, tmp_path):
+    status, _, err = hebm("sample", "--runs", tmp_path, "--debug")
+    assert status == 1 and "Traceback" in err and "hebm: " in err

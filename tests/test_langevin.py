@@ -1,0 +1,167 @@
+"""The two chains: their drift, their noise, and the laws they sample in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from hebmtool.langevin import gradient, langevin, preconditioned
+
+N, D = 4000, 10
+
+
+def flat(u):
+    return 0 * u.sum(1)
+
+
+def quadratic(c, g):
+    """F(u) = g . u - c |u|^2 / 2."""
+    return lambda u: (g * u).sum(1) - 0.5 * c * u.square().sum(1)
+
+
+def wavy(u):
+    """No Gaussian, with cross terms."""
+    return u.sin().sum(1) + u.prod(1) - 0.3 * u[:, 0] * u[:, 1].square()
+
+
+def column(value):
+    return torch.full((N, 1), float(value))
+
+
+def noise():
+    return torch.randn(N, D)
+
+
+def check_moments(u, mean, variance):
+    """Every draw N(mean, variance), independent: pooled moments within five standard errors."""
+    assert (u - mean).mean().abs().item() < 5 * math.sqrt(variance / u.numel())
+    assert (u - mean).square().mean().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / u.numel()))
+
+
+def test_gradient_is_autograds_and_leaves_its_argument_alone():
+    u = torch.randn(5, 3)
+    expected = torch.autograd.functional.jacobian(lambda v: wavy(v).sum(), u)
+    with torch.no_grad():
+        assert torch.allclose(gradient(wavy, u), expected)
+    assert not u.requires_grad
+
+
+# One step
+
+
+@pytest.mark.parametrize("r", [0.0, 1.0])
+def test_published_drift_is_half_b_squared_times_the_score(r):
+    # b differs from image to image; one step without noise.
+    u_next = torch.randn(6, 3, dtype=torch.float64)
+    b = torch.rand(6, 1, dtype=torch.float64) + 0.1
+    a, sigma, r = torch.full_like(b, 0.8), torch.full_like(b, 0.6), torch.full_like(b, r)
+
+    def log_p(u):
+        recovery = (u_next - a * u).square().sum(1) / (2 * sigma[:, 0] ** 2)
+        return wavy(u) / b[:, 0] ** 2 - 0.5 * u.square().sum(1) - r[:, 0] * recovery
+
+    out = langevin(wavy, u_next, 1, b, a, sigma, r, lambda: torch.zeros_like(u_next))
+    assert torch.allclose(out - u_next, 0.5 * b**2 * gradient(log_p, u_next), rtol=1e-12)
+    # A second step, from elsewhere than u_{t+1}.
+    twice = langevin(wavy, u_next, 2, b, a, sigma, r, lambda: torch.zeros_like(u_next))
+    assert torch.allclose(twice - out, 0.5 * b**2 * gradient(log_p, out), rtol=1e-12)
+
+
+@pytest.mark.parametrize("h", [0.01, 0.3, 2.0])
+def test_preconditioned_drift_is_the_exact_integrators(h):
+    m = torch.randn(6, 3, dtype=torch.float64)
+    sigma = torch.rand(6, 1, dtype=torch.float64) + 0.2
+    start = torch.randn(6, 3, dtype=torch.float64)
+    draws = iter([start, torch.zeros_like(m)])
+
+    def log_p(u):
+        return wavy(u) - 0.5 * ((u - m) / sigma).square().sum(1)
+
+    u = m + sigma * start
+    out = preconditioned(wavy, m, sigma, 1, h, lambda: next(draws))
+    assert torch.allclose(out - u, (1 - math.exp(-h)) * sigma**2 * gradient(log_p, u), rtol=1e-10)
+
+
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_temperature_multiplies_every_noise(tau):
+    one = torch.ones(6, 1)
+    u = torch.randn(6, 3)
+    eps = torch.randn(6, 3)
+    still = langevin(wavy, u, 1, 0.3 * one, 0.8 * one, 0.6 * one, one, lambda: 0 * eps)
+    moved = langevin(wavy, u, 1, 0.3 * one, 0.8 * one, 0.6 * one, one, lambda: eps, tau)
+    assert torch.allclose(moved - still, tau * 0.3 * eps, atol=1e-6)
+    # The first draw of the preconditioned chain is noise as well.
+    assert torch.allclose(preconditioned(wavy, u, 0.6 * one, 0, 0.3, lambda: eps, tau), u + tau * 0.6 * eps)
+    start, zero = 0.6 * tau * eps, 0 * eps
+    draws = iter([eps, eps])
+    moved = preconditioned(flat, zero, 0.6 * one, 1, 0.3, lambda: next(draws), tau)
+    rho = math.exp(-0.3)
+    assert torch.allclose(moved, rho * start + math.sqrt(1 - rho**2) * start, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_noise_is_drawn_once_a_step_and_once_to_start_the_preconditioned_chain(steps):
+    drawn = []
+
+    def count():
+        drawn.append(1)
+        return torch.randn(2, 3)
+
+    one = torch.ones(2, 1)
+    langevin(flat, torch.zeros(2, 3), steps, one, one, one, one, count)
+    assert len(drawn) == steps
+    preconditioned(flat, torch.zeros(2, 3), one, steps, 0.3, count)
+    assert len(drawn) == 2 * steps + 1
+
+
+def test_no_graph_is_kept():
+    u = torch.zeros(2, 3, requires_grad=True)
+    one = torch.ones(2, 1)
+    assert not langevin(wavy, u, 2, one, one, one, one, lambda: torch.randn(2, 3)).requires_grad
+    assert not preconditioned(wavy, u, one, 2, 0.3, lambda: torch.randn(2, 3)).requires_grad
+
+
+# Long chains
+
+
+@pytest.mark.parametrize("h", [0.05, 0.3, 3.0])
+@pytest.mark.parametrize("steps", [0, 1, 20])
+def test_preconditioned_is_stationary_at_any_step_size_without_energy(h, steps):
+    torch.manual_seed(0)
+    m = torch.linspace(-2, 2, N)[:, None].expand(N, D)
+    u = preconditioned(flat, m, column(0.7), steps, h, noise)
+    check_moments(u, m, 0.49)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_preconditioned_reaches_the_gaussian_posterior(tau):
+    # p ~ exp(g u - c u^2 / 2) N(u; m, s^2), to the power 1 / tau^2.
+    torch.manual_seed(0)
+    c, g, m, s, h = 2.0, 1.5, -0.5, 0.8, 0.05
+    precision = 1 / s**2 + c
+    mean = (m / s**2 + g) / precision
+    u = preconditioned(quadratic(c, g), torch.full((N, D), m), column(s), 150, h, noise, tau)
+    # The discrete chain is an AR(1): its mean has no bias at any h, its variance tends to tau^2 / precision.
+    rho = math.exp(-h)
+    decay = rho - (1 - rho) * s**2 * c
+    variance = tau**2 * s**2 * (1 - rho**2) / (1 - decay**2)
+    assert variance == pytest.approx(tau**2 / precision, rel=0.04)
+    check_moments(u, mean, variance)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+@pytest.mark.parametrize("r", [0.0, 1.0])
+def test_published_reaches_the_gaussian_posterior(r, tau):
+    # p ~ exp(F / b^2 - u^2 / 2 - r (u' - a u)^2 / (2 sigma^2)), F = b^2 (g u - c u^2 / 2).
+    torch.manual_seed(0)
+    c, g, a, sigma, b, start = 1.0, 1.5, 0.8, 0.6, 0.15, 2.0
+    precision = c + 1 + r * a**2 / sigma**2
+    mean = (g + r * a * start / sigma**2) / precision
+    F = quadratic(b**2 * c, b**2 * g)
+    steps = math.ceil(16 / (b**2 * precision))  # e^-8 of the start is left
+    u = langevin(F, torch.full((N, D), start), steps, column(b), column(a), column(sigma), column(r), noise, tau)
+    # An AR(1) again: no bias in the mean, O(b^2) in the variance.
+    decay = 1 - 0.5 * b**2 * precision
+    variance = tau**2 * b**2 / (1 - decay**2)
+    assert variance == pytest.approx(tau**2 / precision, rel=0.03)
+    check_moments(u, mean, variance)
