@@ -244,6 +244,40 @@ def info(
     print(json.dumps(found) if as_json else information.render(found))
 
 
+@app.command(rich_help_panel="Look")
+def evaluate(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder.", show_default="the newest run")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="Only this kind.", show_default="every trained prior")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Images per set.", show_default="the recipe's")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="TorchScript feature network.", show_default="the recipe's")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prior on stdout.")] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure the prior-hole closure of a run's priors.
+
+    Prints a line per prior.  Examples:
+
+        hebm evaluate mnist --features mnist_features.pt
+
+        hebm evaluate --prior diffusion-ebm --steps 30 --json
+    """
+    from hebmtool.evaluate import evaluate as judge
+    from hebmtool.run import Run
+    from hebmtool.training import pick_device
+
+    where = pick_device(device)
+    for found in judge(Run.open(run, runs), where, prior, steps, samples, features):
+        print(json.dumps(found.figures()) if as_json else f"{found.kind}: {found.sentence()}", flush=True)
+
+
 @app.command(rich_help_panel="Train")
 def demo(
     runs: RunsOption = RUNS,

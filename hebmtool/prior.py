@@ -99,7 +99,8 @@ class Prior(nn.Module):
 class EBM(Prior):
     """p(u) ~ exp(F(T(u))) N(u; 0, I).
 
-    Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I).
+    Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I); optionally
+    with a small penalty on F^2 and a margin below which the difference is turned round.
     """
 
     kind = "ebm"
@@ -164,16 +165,22 @@ class EBM(Prior):
         both = self.F(torch.cat([positive, negative]), torch.cat([t, t]))
         F_positive, F_negative = both.chunk(2)
         scale = self.scale(t)
-        gap = ((F_negative - F_positive) / scale).mean()
+        gap = (F_negative - F_positive) / scale
+        loss = gap.mean()
+        if self.config.margin:
+            # Negatives far less likely than their positives mean that F has grown too steep for the chain's step,
+            # which then overshoots; pushing them further down would make it worse, so turn round.
+            loss = loss + 2 * torch.relu(-self.config.margin - gap).mean()
         penalty = (both / torch.cat([scale, scale])).square().mean()
         figures = {
-            "gap": gap.item(),
+            "gap": gap.mean().item(),
+            "overshot": (gap < -self.config.margin).float().mean().item() if self.config.margin else 0.0,
             "energy_positive": F_positive.mean().item(),
             "energy_negative": F_negative.mean().item(),
             "negative_std": negative.std().item(),
             "positive_std": positive.std().item(),
         }
-        return gap + self.config.penalty * penalty, figures
+        return loss + self.config.penalty * penalty, figures
 
     def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
         u = temperature * noise()

@@ -156,6 +156,11 @@ class Prior(Part):
     h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
     objective: Literal["recovery", "score-matching"] = Field("recovery", description="recovery likelihood, or DSM")
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="nats by which a negative may fall below its positive before the push turns round; 0: never",
+    )
     energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
 
 

@@ -242,6 +242,18 @@ def test_info_shows_layers_and_priors(hebm, runs):
     assert status == 0 and "KL (nats)" in out and "closure" in out
 
 
+def test_evaluate_gives_the_closure_training_ended_with(hebm, runs):
+    status, out, err = hebm("evaluate", "--runs", runs, "--json")
+    assert status == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    kept = json.loads((runs / "digits" / "figures.json").read_text())["closure"]
+    assert [entry["kind"] for entry in found] == ["ebm", "diffusion-ebm"]
+    for entry in found:
+        assert entry["closure"] == pytest.approx(kept[entry["kind"]]["closure"], abs=1e-3)
+    status, out, _ = hebm("evaluate", "--runs", runs, "--prior", "ebm", "--steps", 9, "--json")
+    assert status == 0 and json.loads(out)["fd_prior"] != pytest.approx(found[0]["fd_prior"], rel=1e-6)
+
+
 def test_recipes_are_listed_and_shown(hebm):
     status, out, _ = hebm("recipes")
     names = [line.split("\t")[0] for line in out.splitlines()]

@@ -303,3 +303,17 @@ def test_kinds_are_those_of_the_recipe():
     allowed = recipe.Prior.model_fields["kind"].annotation.__args__
     assert set(KINDS) == set(allowed)
     assert KINDS["diffusion-ebm"] is DiffusionEBM
+
+
+def test_a_margin_turns_the_push_round_where_the_chain_overshoots(make_generator):
+    """The loss falls with the gap down to -margin and rises again below it, image by image."""
+    config = recipe.Prior(kind="ebm", chain="preconditioned", steps=1, margin=3.0, energy={"width": 4})
+    made = make_prior(make_generator(), config)
+    gaps = torch.tensor([2.0, -2.0, -3.0, -5.0]).requires_grad_(True)
+    made.negatives = lambda u_next, t, noise: torch.zeros_like(u_next)
+    made.F = lambda u, t: torch.cat([torch.zeros(4), gaps])
+    loss, figures = made.loss(torch.randn(4, made.generator.D))
+    assert loss.item() == pytest.approx((2.0 - 2.0 - 3.0 + (-5.0 + 2 * 2.0)) / 4)
+    assert figures["overshot"] == 0.25
+    slope = torch.autograd.grad(loss, gaps)[0] * 4
+    assert slope[0] == slope[1] == 1 and slope[3] == -1
