@@ -71,7 +71,7 @@ def save(
         data = safetensors.torch.save(_separate(tensors), header)
     except SafetensorError as error:
         raise HebmError(f"could not save {path}: {error}; a file already there is intact") from error
-    _replace(Path(path), data)
+    write_bytes(Path(path), data)
 
 
 def header(path: str | Path) -> Header:
@@ -116,7 +116,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in one move.  Raises `HebmError` as `save` does."""
-    _replace(Path(path), text.encode())
+    write_bytes(Path(path), text.encode())
 
 
 def append_line(path: str | Path, text: str) -> None:
@@ -248,7 +248,12 @@ def _parse(path: Path, fields: dict[str, str]) -> Header:
         ) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` beside `path`, then rename: whatever happens, `path` holds the old content or all of the new.
+
+    Raises `HebmError` when it cannot be written; the temporary is removed.
+    """
+    path = Path(path)
     # The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -275,8 +280,9 @@ def _replace(path: Path, data: bytes) -> None:
 def _unwritable(path: Path, size: int, error: OSError) -> HebmError:
     intact, again = "", "rerun"
     if path.exists():
-        intact = f"; the previous {'checkpoint' if path.suffix == '.safetensors' else 'file'} is intact"
-        again = "rerun with --resume"
+        checkpoint = path.suffix == ".safetensors"
+        intact = f"; the previous {'checkpoint' if checkpoint else 'file'} is intact"
+        again = "rerun with --resume" if checkpoint else "rerun"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
         reason = f"no space left (needs {size / 2**20:.1f} MiB, {free / 2**20:.1f} MiB free)"

@@ -1,9 +1,7 @@
 """Pictures: grids and titled panels of images, written as PNG beside and renamed."""
 
-import contextlib
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hebmtool.errors import HebmError
+from hebmtool import checkpoint
 
 GAP = 2  # pixels between images, after enlarging
 SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
@@ -77,34 +75,9 @@ def to_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write(data: bytes, path: Path | str) -> None:
-    """Write a file beside `path`, then rename; whatever happens, `path` holds the old content or all of the new.
-
-    Raises:
-        HebmError: the folder cannot be written or the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise HebmError(
-                f"could not write {path}: {error.strerror or error}; make room or choose another path"
-            ) from error
-        raise
-
-
 def save(picture: Image.Image, path: Path | str) -> None:
-    """`write` the picture as a PNG."""
-    write(to_png(picture), path)
+    """Write a PNG beside `path`, then rename.  Raises HebmError when it cannot be written."""
+    checkpoint.write_bytes(path, to_png(picture))
 
 
 def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:

@@ -281,7 +281,7 @@ def dump(recipe: Recipe) -> str:
 def _built_in() -> list[Path]:
     inside = Path(__file__).parent / "recipes"  # an installed package carries them inside; a checkout, beside it
     folder = inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
-    return sorted(folder.glob("*.yaml"))
+    return sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
 
 
 def _read(source: str | Path) -> str:

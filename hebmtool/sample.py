@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import picture
+from hebmtool import checkpoint, picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.prior import Noise, Prior
@@ -103,7 +103,7 @@ class Sink:
         if self.kind == "npz":
             buffer = io.BytesIO()
             np.savez_compressed(buffer, images=picture.to_nhwc(images))
-            picture.write(buffer.getvalue(), self.path)
+            checkpoint.write_bytes(self.path, buffer.getvalue())
         elif self.kind == "png":
             picture.save_grid(images, self.path, self.columns)
         else:

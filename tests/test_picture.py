@@ -121,7 +121,7 @@ def test_saved_picture_reads_back_in_a_new_folder(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(28, "no space left"), KeyboardInterrupt()])
 def test_a_failed_save_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, call, error):
     path = tmp_path / "grid.png"
     path.write_bytes(b"precious")
@@ -135,11 +135,11 @@ def test_a_failed_save_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
         picture.save_grid(random_images(2), path)
     monkeypatch.undo()
     if expected is HebmError:
-        assert str(path) in str(raised.value) and "No space left" in str(raised.value)
+        assert str(path) in str(raised.value) and "no space left" in str(raised.value)
     assert names(tmp_path) == ["grid.png"] and path.read_bytes() == b"precious"
 
 
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HebmError, match="could not write"):
+    with pytest.raises(HebmError, match="could not save"):
         picture.save_grid(random_images(1), tmp_path / "file" / "grid.png")
