@@ -28,14 +28,13 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
 from hebmtool.likelihood import log_normal, make_likelihood, normal_parameters
 
-CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
 CELL_KINDS = {
-    "res_bnswish": {role: ["res_bnswish"] * 2 for role in CELL_ROLES},
-    "res_mbconv": {role: ["res_bnswish"] * 2 for role in CELL_ROLES}
+    "res_bnswish": {role: ["res_bnswish"] * 2 for role in recipes.CELL_ROLES},
+    "res_mbconv": {role: ["res_bnswish"] * 2 for role in recipes.CELL_ROLES}
     | {"normal_dec": ["mconv_e6k5g0"], "up_dec": ["mconv_e6k5g0"]}
     | {"normal_post": ["mconv_e3k5g0"], "up_post": ["mconv_e3k5g0"]},
     "mbconv_sep": {
-        role: ["mconv_e6k5g0"] if role.endswith(("_enc", "_dec")) else ["mconv_e3k5g0"] for role in CELL_ROLES
+        role: ["mconv_e6k5g0"] if role.endswith(("_enc", "_dec")) else ["mconv_e3k5g0"] for role in recipes.CELL_ROLES
     },
 }
 

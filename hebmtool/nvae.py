@@ -23,7 +23,7 @@ from torch import Tensor
 from hebmtool import checkpoint
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError
-from hebmtool.generator import CELL_KINDS, CELL_ROLES, Generator, readjust_batchnorm
+from hebmtool.generator import CELL_KINDS, Generator, readjust_batchnorm
 from hebmtool.layers import BNSwishConv, Cell, Conv, InvertedResidual, SkipDown, SkipUp
 from hebmtool.run import Run
 from hebmtool.train_vae import KIND
@@ -130,7 +130,7 @@ def config(args: argparse.Namespace, arch: Mapping | None) -> recipes.Generator:
     missing = [attribute for attribute in needed if not hasattr(args, attribute)]
     if missing:
         raise HebmError(f"args lacks {', '.join(missing)}; give a checkpoint that has every attribute of NVAE's args")
-    cells: Any = args.arch_instance if not arch else {role: arch[role] for role in CELL_ROLES if role in arch}
+    cells: Any = args.arch_instance if not arch else {role: arch[role] for role in recipes.CELL_ROLES if role in arch}
     cells = next((kind for kind, ops in CELL_KINDS.items() if ops == cells), cells)
     mixtures = getattr(args, "num_mixture_dec", 10)
     likelihood = "bernoulli" if args.dataset in GREY else "gaussian" if mixtures == 1 else "mixture"

@@ -163,6 +163,14 @@ class Prior(Part):
     )
     energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
 
+    @model_validator(mode="after")
+    def _objective_fits(self) -> "Prior":
+        if self.objective == "score-matching" and self.kind == "ebm":
+            raise ValueError(
+                "prior.objective is score-matching, but the ebm kind has no noise levels to match; use recovery"
+            )
+        return self
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
