@@ -9,6 +9,7 @@ File format: https://github.com/huggingface/safetensors
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import HebmError
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.recipe import Recipe, from_dict
 
 FORMAT = "hebmtool"
 FORMAT_VERSION = 1
@@ -112,6 +114,29 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path
                 + "; use the recipe the checkpoint was trained with"
             )
     module.load_state_dict(dict(tensors))
+
+
+def recipe(path: str | Path, header: Header) -> Recipe:
+    """The recipe in the header of the checkpoint at `path`.
+
+    Raises `HebmError` when this version does not understand it.
+    """
+    try:
+        return from_dict(header.recipe)
+    except UsageError as error:
+        raise HebmError(
+            f"{path} was written by hebmtool {header.package_version} with a recipe that {_package_version()} does not "
+            f"know ({error}); use that version"
+        ) from error
+
+
+def digest(path: str | Path) -> str:
+    """A digest of the file's content: which weights they are.  Raises `HebmError` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise HebmError(f"could not read {path}: {error.strerror or error}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -4,6 +4,7 @@ Data goes to stdout, everything else to stderr.  Exit status: 0 success, 1 failu
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,9 @@ ReadjustOption = Annotated[
     ),
 ]
 READJUST_BATCHES = 500
+ReadjustTemperatureOption = Annotated[
+    float, typer.Option("--readjust-temperature", help="Standard deviation of u in those batches.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
 RUNS = Path("runs")
 
@@ -96,6 +100,7 @@ def train_prior(
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
     readjust_bn: ReadjustOption = False,
+    readjust_temperature: ReadjustTemperatureOption = 1.0,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.
 
@@ -114,6 +119,7 @@ def train_prior(
     settings = recipes.load(recipe, overrides or [])
     if readjust_bn and not settings.train_prior.readjust_bn:
         settings.train_prior.readjust_bn = READJUST_BATCHES
+        settings.train_prior.readjust_temperature = readjust_temperature
     where = pick_device(device)
     if not (runs / settings.name).is_dir():
         raise HebmError(
@@ -151,6 +157,7 @@ def sample(
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.", show_default="square")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     readjust_bn: ReadjustOption = False,
+    readjust_temperature: ReadjustTemperatureOption = 1.0,
     run: RunOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -167,13 +174,14 @@ def sample(
     """
     from hebmtool import sample as sampling
 
-    if not temperature > 0:
-        raise UsageError(f"--temperature is {temperature}; it must be above 0, 1 being the prior itself")
-    opened, trained = _open_prior(run, runs, prior, device, READJUST_BATCHES if readjust_bn else 0, temperature)
-    if out is None:
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"--temperature is {temperature}; it must be above 0 and finite, 1 being the prior itself")
+    sink = None if out is None else sampling.Sink(out, columns, force)
+    batches = READJUST_BATCHES if readjust_bn else 0
+    opened, trained = _open_prior(run, runs, prior, device, batches, readjust_temperature)
+    if sink is None:
         name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
-        out, force = str(opened.samples_dir / name), True
-    sink = sampling.Sink(out, columns, force)
+        sink = sampling.Sink(str(opened.samples_dir / name), columns, force=True)
     if progressive:
         images, stages = sampling.progressive(trained, n, seed, batch_size, temperature, steps)
         sink.columns = columns or stages
@@ -185,7 +193,7 @@ def sample(
 
 
 def _open_prior(
-    run: str | None, runs: Path, kind: str | None, device: str, readjust_bn: int = 0, temperature: float = 1.0
+    run: str | None, runs: Path, kind: str | None, device: str, readjust_bn: int, readjust_temperature: float
 ):
     """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed."""
     from hebmtool.run import Run
@@ -195,7 +203,7 @@ def _open_prior(
     where = pick_device(device)
     opened = Run.open(run, runs)
     opened.require_generator()
-    return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, temperature)
+    return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, readjust_temperature)
 
 
 @app.command("import-nvae", rich_help_panel="Train")
@@ -208,6 +216,7 @@ def import_nvae(
         str | None, typer.Option(help="The images' folder or file, written into the run's recipe.")
     ] = None,
     readjust_bn: ReadjustOption = False,
+    readjust_temperature: ReadjustTemperatureOption = 1.0,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
 ) -> None:
@@ -224,7 +233,15 @@ def import_nvae(
 
     root, name = (runs, None) if out is None else (out.parent, out.name)
     where = pick_device(device)
-    made = import_checkpoint(path, root, name, data_path=data_path, readjust_bn=readjust_bn, device=where)
+    made = import_checkpoint(
+        path,
+        root,
+        name,
+        data_path=data_path,
+        readjust_bn=READJUST_BATCHES if readjust_bn else 0,
+        readjust_temperature=readjust_temperature,
+        device=where,
+    )
     print(made.path)
 
 
@@ -325,7 +342,8 @@ def main() -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         status = app(arguments, prog_name="hebm", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             stderr.print_exception(show_locals=False)
@@ -352,8 +370,15 @@ def _explain(error: BaseException, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         note("hebm: interrupted")
         return 130
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)  # how torch says it on a CPU
+    ):
         note("hebm: out of memory; lower the batch size (--batch-size, train_vae.batch_size, train_prior.batch_size)")
+        return 1
+    if isinstance(error, OSError):
+        note(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
         return 1
     hint = "" if debug else "; run again with --debug for the traceback, and please report it"
     note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")

@@ -21,6 +21,7 @@ from hebmtool import recipe as recipes
 from hebmtool.generator import Generator, TopDown
 
 TIME_FEATURES = 32
+SETTLING = 20
 
 
 def sinusoidal(t: Tensor) -> Tensor:
@@ -143,6 +144,11 @@ class Energy(nn.Module):
         for module in self.modules():
             if isinstance(module, SpectralConv):
                 module.advance()
+
+    def settle(self) -> None:
+        """Let the power iterations converge, after the weights were replaced by others (averaged ones, say)."""
+        for _ in range(SETTLING):
+            self.advance()
 
     @contextmanager
     def fixed(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
+from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
 from hebmtool.likelihood import log_normal, make_likelihood, normal_parameters
@@ -408,9 +409,11 @@ def readjust_batchnorm(
         bn.train()
     draws = torch.Generator().manual_seed(seed)
     try:
-        for _ in range(batches):
-            u = temperature * torch.randn(batch_size, generator.D, generator=draws)
-            generator.decode(generator.top_down(u.to(generator.constant.device)))
+        with progress("BatchNorm statistics", batches) as bar:
+            for _ in range(batches):
+                u = temperature * torch.randn(batch_size, generator.D, generator=draws)
+                generator.decode(generator.top_down(u.to(generator.constant.device)))
+                bar.advance()
     finally:
         for bn, (momentum, training) in zip(norms, before, strict=True):
             bn.momentum = momentum

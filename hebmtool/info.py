@@ -3,7 +3,6 @@
 from hebmtool import checkpoint
 from hebmtool.generator import Generator
 from hebmtool.prior import Prior
-from hebmtool.recipe import Recipe
 from hebmtool.run import Run
 
 # A layer below this carries nothing: the hierarchy is dead there.
@@ -14,12 +13,14 @@ def describe(run: Run) -> dict:
     """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1)."""
     run.require_generator()
     header = checkpoint.header(run.generator_path)
-    recipe = Recipe.model_validate(header.recipe)
+    recipe = checkpoint.recipe(run.generator_path, header)
     shape = header.extra["image_shape"]
     generator = Generator(recipe.generator, shape, recipe.data.bits)
     figures = run.figures()
-    found = figures.get("generator", {})
-    kl = found.get("kl") or [None] * generator.L
+    found = figures.get("generator") if isinstance(figures.get("generator"), dict) else {}
+    kl = found.get("kl")
+    if not isinstance(kl, list) or len(kl) != generator.L:
+        kl = [None] * generator.L
     layers = [
         {
             "layer": generator.layer_number(l),
@@ -76,11 +77,13 @@ def render(found: dict) -> str:
         text = f"prior {prior['kind']}"
         if "step" in prior:
             text += f": {prior['step']} updates"
-        if closure:
-            spread = "" if closure["error"] is None else f" ± {closure['error']:.3f}"
+        if closure and closure.get("closure") is not None:
+            spread = "" if closure.get("error") is None else f" ± {closure['error']:.3f}"
             text += (
                 f", closure {closure['closure']:.3f}{spread} "
                 f"(FD {closure['fd_prior']:.3f}, {closure['features']} features)"
             )
+            if closure.get("step") != prior["step"]:
+                text += f", measured at update {closure.get('step')}"
         lines.append(text)
     return "\n".join(lines)

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from hebmtool import data, embedded, picture
-from hebmtool.console import progress
 from hebmtool.errors import HebmError
 from hebmtool.generator import Generator
-from hebmtool.prior import Noise, Prior, make_prior
+from hebmtool.prior import Prior, make_prior
 from hebmtool.recipe import Recipe
+from hebmtool.sample import sample
 from hebmtool.training import derive_seed
 
 BATCH = 250
@@ -102,10 +102,13 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass
 class Closure:
-    """Prior-hole closure and the distances it is made of; `error` is a bootstrap standard error over the images."""
+    """Prior-hole closure and the distances it is made of; `error` is a bootstrap standard error over the images.
+
+    `closure` is None where there is no hole to close: reconstructions no nearer to the reference than Gaussian samples.
+    """
 
     kind: str
-    closure: float
+    closure: float | None
     error: float | None
     fd_gaussian: float
     fd_prior: float
@@ -119,23 +122,17 @@ class Closure:
 
     def sentence(self) -> str:
         spread = "" if self.error is None else f" ± {self.error:.3f}"
+        value = "undefined, for these features see no hole" if self.closure is None else f"{self.closure:.3f}{spread}"
         return (
-            f"prior-hole closure {self.closure:.3f}{spread}  (FD {self.fd_prior:.3f}; Gaussian {self.fd_gaussian:.3f}, "
+            f"prior-hole closure {value}  (FD {self.fd_prior:.3f}; Gaussian {self.fd_gaussian:.3f}, "
             f"reconstructions {self.fd_reconstruction:.3f}; {self.samples} images against {self.reference} held out, "
             f"features: {self.features})"
         )
 
 
-@torch.no_grad()
-def prior_images(prior: Prior, n: int, seed: int, steps: int | None = None, title: str | None = None) -> Tensor:
+def prior_images(prior: Prior, n: int, seed: int, steps: int | None = None) -> Tensor:
     """`n` mean images drawn from the prior, uint8 [n, C, H, W]; image i is the same whatever `n`."""
-    device, out = prior.generator.constant.device, []
-    with progress(title or f"{prior.kind} samples", n) as bar:
-        for indices in torch.arange(n).split(BATCH):
-            u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps)
-            out.append(picture.to_uint8(prior.generator.images(u)))
-            bar.advance(len(indices))
-    return torch.cat(out)
+    return torch.cat(list(sample(prior, n, seed, BATCH, steps=steps)))
 
 
 @torch.no_grad()
@@ -168,7 +165,7 @@ def closure(
         steps: Langevin steps per level, the recipe's when None.
 
     Raises:
-        HebmError: too few images, or features that see no difference between prior and posterior.
+        HebmError: too few images, or images that are not finite.
     """
     generator = prior.generator
     n = min(samples, len(images))
@@ -187,15 +184,12 @@ def closure(
         features(reconstructions(generator, images, recipe, n)),
     ]
     fd = [frechet_distance(s, reference) for s in sets]
-    if fd[0] == fd[2]:
-        raise HebmError(
-            f"the features {features.name} see no difference between samples of the Gaussian prior and reconstructions "
-            f"(FD {fd[0]:.3g} for both), so that there is no closure; set evaluate.features to another network"
-        )
 
     def close(gaussian: float, prior: float, reconstruction: float) -> float:
         return (gaussian - prior) / (gaussian - reconstruction)
 
+    if fd[0] <= fd[2]:
+        return Closure(prior.kind, None, None, *fd, n, len(reference), features.name)
     error = None
     if reference.shape[1] <= BOOTSTRAP_FEATURES:
         rng = np.random.default_rng(0)

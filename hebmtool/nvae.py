@@ -61,7 +61,8 @@ def import_checkpoint(
     name: str | None = None,
     *,
     data_path: str | None = None,
-    readjust_bn: bool = False,
+    readjust_bn: int = 0,
+    readjust_temperature: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Run:
     """Turn the published checkpoint at `path` into the run `run_root/name`, ready for stage two.
@@ -74,7 +75,8 @@ def import_checkpoint(
         run_root: the folder of runs.
         name: the run's; "nvae-" and the data set's name by default.
         data_path: the recipe's `data.path`; of need for stage two where the images cannot be downloaded.
-        readjust_bn: re-estimate the decoder's BatchNorm statistics on `device`, as `readjust_batchnorm` does.
+        readjust_bn: re-estimate the decoder's BatchNorm statistics on this many generated batches, on `device`.
+        readjust_temperature: standard deviation of u in them.
 
     Raises:
         UsageError: the name is no folder's name.
@@ -105,7 +107,7 @@ def import_checkpoint(
     if readjust_bn:
         generator = Generator(generator_part, image_shape, recipe.data.bits).eval()
         generator.load_state_dict(tensors)
-        readjust_batchnorm(generator.to(device), seed=recipe.seed)
+        readjust_batchnorm(generator.to(device), readjust_bn, temperature=readjust_temperature, seed=recipe.seed)
         tensors = generator.state_dict()
     step = content.get("global_step")
     with Run.create(run_root, recipe) as run:

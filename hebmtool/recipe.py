@@ -55,11 +55,11 @@ class Generator(Part):
     halve: bool = Field(False, description="halve the number of layers at each coarser scale")
     min_layers_per_scale: int = Field(1, ge=1, description="floor of that halving")
     latent_channels: int = Field(20, ge=1, description="channels of every z_i")
-    encoder_channels: int = Field(32, ge=1, description="encoder width at full resolution; doubles at each halving")
-    decoder_channels: int = Field(32, ge=1, description="decoder width at full resolution; doubles at each halving")
-    preprocess_blocks: int = Field(1, ge=0, description="halvings of the image before the finest latent scale")
+    encoder_channels: int = Field(32, ge=2, description="encoder width at full resolution; doubles at each halving")
+    decoder_channels: int = Field(32, ge=2, description="decoder width at full resolution; doubles at each halving")
+    preprocess_blocks: int = Field(1, ge=0, le=6, description="halvings of the image before the finest latent scale")
     preprocess_cells: int = Field(2, ge=1, description="cells in each of them")
-    postprocess_blocks: int = Field(1, ge=0, description="doublings after it; equal to preprocess_blocks")
+    postprocess_blocks: int = Field(1, ge=0, le=6, description="doublings after it; equal to preprocess_blocks")
     postprocess_cells: int = Field(2, ge=1, description="cells in each of them")
     encoder_cells: int = Field(1, ge=1, description="residual cells between encoder combiners")
     decoder_cells: int = Field(1, ge=1, description="residual cells between latent layers in the decoder")
@@ -137,10 +137,10 @@ class TrainVae(Part):
 class Energy(Part):
     """The networks f_i whose sum is F."""
 
-    reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i")
+    reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
     width: int = Field(64, ge=1, description="channels")
     blocks: int = Field(2, ge=1, description="residual blocks")
-    spectral_norm: bool = Field(True, description="spectral normalisation of every convolution")
+    spectral_norm: bool = Field(True, description="spectral normalisation of every convolution (readouts are free)")
 
 
 class Prior(Part):
@@ -192,6 +192,7 @@ class TrainPrior(Part):
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
     readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
+    readjust_temperature: float = Field(1.0, gt=0, description="standard deviation of u in those batches")
     log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
     sample_every: int = Field(500, ge=1, description="updates between sample grids")
     save_every: int = Field(500, ge=1, description="updates between checkpoints")
@@ -358,6 +359,8 @@ def _parse(source: str, where: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}{line}: not valid YAML, {problem or error.reason}; correct it there") from None
+    except RecursionError:
+        raise UsageError(f"{where}: not a recipe, it is nested too deeply; correct it there") from None
     except ValueError as error:  # a date such as 2024-13-45
         raise UsageError(f"{where}: not valid YAML, {error}; put the value in quotes") from None
 

@@ -21,9 +21,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from . import checkpoint
-from .errors import HebmError, UsageError, did_you_mean
-from .recipe import Prior, Recipe, dump, load
+from hebmtool import checkpoint
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.recipe import Prior, Recipe, dump, load
 
 
 class Run:
@@ -279,7 +279,8 @@ class Run:
             for line in self.metrics_path.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError):
                     record = json.loads(line)
-                    if isinstance(record, dict):
+                    # Whatever else stands there was not written by `log`.
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
                         records.append((line, record))
         return records
 

@@ -4,6 +4,7 @@ u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T
 """
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,20 +27,27 @@ def sample(
     batch_size: int = 64,
     temperature: float = 1.0,
     steps: int | None = None,
-    first: int = 0,
 ) -> Iterator[Tensor]:
-    """Images first .. first + n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
+    """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
 
     Image i of a seed is the same at any batch size, up to the rounding of the last bit in matrix products.
 
     Arguments:
         temperature: tau > 0; 1 is the prior itself.
         steps: Langevin steps per level, the recipe's K when None.
+
+    Raises:
+        HebmError: the chain left the numbers.
     """
     device = prior.generator.constant.device
     with progress(f"sampling {prior.kind}", n) as bar:
-        for indices in torch.arange(first, first + n).split(batch_size):
+        for indices in torch.arange(n).split(batch_size):
             u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps, temperature)
+            if not u.isfinite().all():
+                raise HebmError(
+                    f"the {prior.kind} prior's chain diverged: latents are not finite; use fewer --steps, a lower "
+                    "--temperature, or a prior trained with a smaller step size"
+                )
             yield picture.to_uint8(prior.generator.images(u))
             bar.advance(len(indices))
 
@@ -66,7 +74,7 @@ class Sink:
     Arguments:
         out: the path; its ending decides (`.png`, `.npz`, otherwise a folder).
         columns: of the grid.
-        force: whether an existing file or filled folder may be written over.
+        force: whether an existing file may be replaced; a folder must be empty, so that draws are not mixed.
 
     Raises:
         UsageError: the ending is none of these.
@@ -77,18 +85,23 @@ class Sink:
         self.out, self.columns = out, columns
         self.path = None if out == "-" else Path(out)
         self.kind = "stdout" if self.path is None else {".png": "png", ".npz": "npz"}.get(self.path.suffix, "folder")
-        if self.kind == "stdout" and sys.stdout.isatty():
-            raise UsageError("--out - writes a PNG to standard output, which is a terminal; redirect it or give a file")
-        if self.kind == "folder" and self.path.suffix and not self.path.is_dir():
-            raise UsageError(
-                f"--out {out} ends in '{self.path.suffix}'; allowed are a .png grid, an .npz file, a folder, or -"
-            )
-        if self.path is None or force:
+        if self.kind == "stdout":
+            if sys.stdout.isatty():
+                raise UsageError("--out - writes a PNG to standard output, a terminal here; redirect it or give a file")
             return
-        if self.kind == "folder" and self.path.is_dir() and any(self.path.iterdir()):
-            raise HebmError(f"the folder {out} is not empty; choose another for --out, or add --force to write into it")
-        if self.path.is_file():
-            raise HebmError(f"the file {out} exists; choose another for --out, or add --force to replace it")
+        if not out.strip() or (self.kind == "folder" and self.path.suffix and not self.path.is_dir()):
+            raise UsageError(f"--out is '{out}'; allowed are a .png grid, an .npz file, a folder without a dot, or -")
+        if self.path.is_dir() and (self.kind != "folder" or any(self.path.iterdir())):
+            raise HebmError(f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed")
+        if self.path.is_file() and (self.kind == "folder" or not force):
+            raise HebmError(f"the file {out} exists; choose another for --out" + (", or add --force" * (not force)))
+        folder = self.path if self.kind == "folder" else self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HebmError(f"cannot make the folder {folder} for --out: {error.strerror or error}") from error
+        if not os.access(folder, os.W_OK):
+            raise HebmError(f"the folder {folder} of --out cannot be written; choose another")
 
     def write(self, batches: Iterator[Tensor]) -> None:
         """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""

@@ -49,10 +49,12 @@ def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, 
     config, tensors = run.recipe().prior.model_copy(update={"kind": kind}), {}
     if kind != Prior.kind:
         tensors, header = checkpoint.load(run.prior_path(kind), kind=kind)
-        trained_with = Recipe.model_validate(header.recipe)
-        if trained_with.generator != generator.config:
+        trained_with = checkpoint.recipe(run.prior_path(kind), header)
+        digest = checkpoint.digest(run.generator_path)
+        if trained_with.generator != generator.config or header.extra.get("generator", digest) != digest:
             raise HebmError(
-                f"{run.prior_path(kind)} was trained on another generator than {run.generator_path}; train it again"
+                f"{run.prior_path(kind)} was trained on another generator than {run.generator_path} is now; "
+                f"move it away and train it again with `hebm train-prior`"
             )
         config = trained_with.prior
         statistics = {k: tensors.pop(k) for k in list(tensors) if k.startswith(STATISTICS)}
@@ -63,6 +65,8 @@ def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, 
         readjust_batchnorm(generator, readjust_bn, temperature=temperature)
     prior = make_prior(generator.frozen(), config)
     checkpoint.load_into(prior, tensors, run.prior_path(kind))
+    if isinstance(prior, EBM):
+        prior.energy.settle()
     return prior.eval().requires_grad_(False)
 
 
@@ -79,32 +83,51 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     if kind == Prior.kind:
         raise UsageError("prior.kind 'gaussian' needs no training; train 'diffusion-ebm' or 'ebm'")
     whole = load_generator(run, device)
+    origin = {"generator": checkpoint.digest(run.generator_path)}
+    path, train_path = run.prior_path(kind), run.prior_train_path(kind)
     if resume:
-        if not run.prior_train_path(kind).is_file():
+        if not train_path.is_file():
             raise HebmError(f"there is no '{kind}' prior to resume in {run.path}; start without --resume")
-        # The learning rate does not depend on `iterations`, so a finished prior may be trained on.
-        old = Recipe.model_validate(checkpoint.header(run.prior_train_path(kind)).recipe)
-        free = {key: getattr(config, key) for key in ("iterations", *HOUSEKEEPING)}
+        header = checkpoint.header(train_path)
+        # A finished prior may be trained on, at another learning rate too.
+        old = checkpoint.recipe(train_path, header)
+        free = {key: getattr(config, key) for key in ("iterations", "lr", "lr_decay", *HOUSEKEEPING)}
         old.train_prior = old.train_prior.model_copy(update=free)
-        Run.check_same(old, recipe, ["prior", "train_prior", "seed"])
-    elif run.prior_path(kind).is_file():
+        Run.check_same(old, recipe, ["prior", "train_prior"])
+        if header.extra != origin:
+            raise HebmError(
+                f"{train_path} was trained on another generator than {run.generator_path} is now; move it away and "
+                "start without --resume"
+            )
+    elif path.is_file() or train_path.is_file():
         raise HebmError(
-            f"{run.path} has a '{kind}' prior already; continue it with --resume, or move {run.prior_path(kind)} away"
+            f"{run.path} has a '{kind}' prior already; continue it with --resume, move {path.name} and "
+            f"{train_path.name} away, or copy the run's folder and train in the copy with --set name=COPY"
         )
     kept = run.recipe()
-    Run.check_same(kept, recipe, ["generator", "data.source", "data.bits"])
-    run.write_recipe(kept.model_copy(update={k: getattr(recipe, k) for k in ("prior", "train_prior", "evaluate")}))
-    statistics = {}
-    if config.readjust_bn:
-        readjust_batchnorm(whole, config.readjust_bn)
-        statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
-    generator = whole.frozen()
+    kept.data = kept.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+    Run.check_same(kept, recipe, ["generator", "data", "seed"])
+    unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
+    if unfinished > 0 and recipe.train_vae == kept.train_vae:
+        note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
+
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    if images.shape != generator.image_shape:
+    if images.shape != whole.image_shape:
         raise HebmError(
             f"the images are {images.shape} (channels, height, width) but the generator in {run.path} makes "
-            f"{generator.image_shape}; use the data it was trained on"
+            f"{whole.image_shape}; use the data it was trained on"
         )
+    data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
+    features = metrics.load_features(recipe.evaluate.features, images.shape, device)
+    if features is not None:
+        features(test.batch([0, 1]))  # a network that does not fit is better known before training than after
+    run.write_recipe(kept.model_copy(update={k: getattr(recipe, k) for k in ("prior", "train_prior", "evaluate")}))
+
+    statistics = {}
+    if config.readjust_bn:
+        readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
+        statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
+    generator = whole.frozen()
     torch.manual_seed(derive_seed(recipe.seed, "prior", kind))
     prior = make_prior(generator, recipe.prior)
     assert isinstance(prior, EBM)
@@ -114,15 +137,16 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     averaged = make_prior(generator, recipe.prior).eval().requires_grad_(False)
     step, stage = 0, f"train-prior {kind}"
     if resume:
-        step = load_training(run.prior_train_path(kind), f"{kind} training", prior, ema, optimizer)
+        step = load_training(train_path, f"{kind} training", prior, ema, optimizer)
     run.truncate_metrics(stage, step)
 
     def save() -> None:
-        save_training(run.prior_train_path(kind), recipe, step, f"{kind} training", prior, ema, optimizer)
-        checkpoint.save(run.prior_path(kind), ema.tensors | statistics, kind=kind, recipe=recipe, step=step)
+        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, origin=origin)
+        checkpoint.save(path, ema.tensors | statistics, kind=kind, recipe=recipe, step=step, extra=origin)
 
     def show() -> None:
         averaged.load_state_dict(ema.tensors)
+        averaged.energy.settle()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
     started, seconds_before = time.monotonic(), run.seconds(stage)
@@ -139,14 +163,14 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
 
             loss, figures = prior.loss(u_0, score)
             value = loss.item()
-            if not abs(value) < LOSS_BOUND:  # NaN too
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(prior.parameters(), config.clip)
+            if not (abs(value) < LOSS_BOUND and torch.isfinite(norm)):  # NaN fails both
                 raise HebmError(
                     f"training diverged at update {step + 1} (loss {value:.4g}); what {run.path} held before is kept; "
                     f"lower train_prior.lr and start again, or resume"
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(prior.parameters(), config.clip)
             optimizer.step()
             ema.update(prior, step)
             step += 1
@@ -165,7 +189,6 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
                 save()
     save()
     show()
-    features = metrics.load_features(recipe.evaluate.features, images.shape, device)
     if features is None:
         note("no closure measured: set evaluate.features to a TorchScript network for images of this kind")
         return None

@@ -81,7 +81,7 @@ def load_generator(run: Run, device: torch.device) -> Generator:
     """
     run.require_generator()
     tensors, header = checkpoint.load(run.generator_path, kind=KIND)
-    recipe = run.recipe()
+    recipe = checkpoint.recipe(run.generator_path, header)
     generator = Generator(recipe.generator, header.extra["image_shape"], recipe.data.bits)
     checkpoint.load_into(generator, tensors, run.generator_path)
     return generator.eval().to(device)
@@ -99,10 +99,11 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     if resume:
         if not run.generator_train_path.is_file():
             raise HebmError(f"there is no generator to resume in {run.path}; start without --resume")
-        old = run.recipe()
+        old = checkpoint.recipe(run.generator_train_path, checkpoint.header(run.generator_train_path))
         old.train_vae = old.train_vae.model_copy(update={key: getattr(config, key) for key in HOUSEKEEPING})
         old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
+        run.write_recipe(recipe)
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     torch.manual_seed(derive_seed(recipe.seed, "generator"))
     generator = Generator(recipe.generator, images.shape, recipe.data.bits).to(device)

@@ -64,7 +64,7 @@ def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) ->
 
 
 class Ema:
-    """Exponential moving average of a module's parameters and floating-point buffers.
+    """Exponential moving average of a module's parameters and BatchNorm statistics; other buffers are copied.
 
     The decay rises to its value over the first updates, so that the start is forgotten.
     """
@@ -76,8 +76,9 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averaged = {name for name, _ in module.named_parameters()}
         for key, value in module.state_dict().items():
-            if value.is_floating_point():
+            if key in averaged or key.endswith(("running_mean", "running_var")):
                 self.tensors[key].lerp_(value, weight)
             else:
                 self.tensors[key].copy_(value)
@@ -96,13 +97,14 @@ def save_training(
     ema: Ema,
     optimizer: torch.optim.Optimizer,
     extra: nn.Module | None = None,
+    origin: dict | None = None,
 ) -> None:
-    """Everything needed to continue after `step` updates, in one file."""
+    """Everything needed to continue after `step` updates, in one file; `origin` goes into its header."""
     tensors = prefixed("model", module.state_dict()) | prefixed("ema", ema.tensors)
     tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
     if extra is not None:
         tensors |= prefixed("extra", extra.state_dict())
-    checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step)
+    checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step, extra=origin)
 
 
 def load_training(

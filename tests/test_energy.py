@@ -198,3 +198,23 @@ def test_every_parameter_receives_a_gradient(generator, kind, objective, chain, 
     for name, p in prior.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
     assert all(p.grad is None for p in generator.parameters())
+
+
+def test_averaged_weights_are_normalised_too(generator):
+    """The power iteration's vectors are directions: their average is not one, and would let the weights grow."""
+    from hebmtool.training import Ema
+
+    torch.manual_seed(0)
+    energy = Energy(generator, recipe.Energy(width=8, spectral_norm=True))
+    ema = Ema(energy, 0.95)
+    for step in range(100):
+        with torch.no_grad():
+            for parameter in energy.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        energy.advance()
+        ema.update(energy, step)
+    energy.load_state_dict(ema.tensors)
+    energy.settle()
+    for module in energy.modules():
+        if isinstance(module, SpectralConv):
+            assert torch.linalg.svdvals(module.weight().flatten(1))[0] == pytest.approx(1, abs=0.05)
