@@ -217,4 +217,4 @@ def test_averaged_weights_are_normalised_too(generator):
     energy.settle()
     for module in energy.modules():
         if isinstance(module, SpectralConv):
-            assert torch.linalg.svdvals(module.weight().flatten(1))[0] == pytest.approx(1, abs=0.05)
+            assert torch.linalg.svdvals(module.weight().detach().flatten(1))[0].item() == pytest.approx(1, abs=0.05)
