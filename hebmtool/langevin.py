@@ -23,6 +23,15 @@ import torch
 from torch import Tensor
 
 
+Held = tuple[Tensor, Tensor]
+"""Coordinates a chain must not move: (mask, bool [D], True where held; the values held there, [N, D])."""
+
+
+def hold(u: Tensor, held: Held | None) -> Tensor:
+    """u [N, D] with the held coordinates set to their values, bit for bit."""
+    return u if held is None else torch.where(held[0], held[1], u)
+
+
 def gradient(F: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     """grad_u F(u).  F maps [N, D] to [N]; u is [N, D]; so is the result."""
     with torch.enable_grad():
@@ -41,6 +50,7 @@ def langevin(
     r: Tensor,
     noise: Callable[[], Tensor],
     temperature: float = 1.0,
+    held: Held | None = None,
 ) -> Tensor:
     """The published chain: `steps` updates from u_{t+1}.
 
@@ -49,11 +59,12 @@ def langevin(
         u_next: u_{t+1}, [N, D].
         b, a, sigma, r: coefficients per image, [N, 1]; r is 0 at the topmost level, else 1.
         noise: returns standard normal [N, D] at each call.
+        held: coordinates kept at given values; the others then follow their conditional.
     """
-    u = u_next
+    u = hold(u_next, held)
     for _ in range(steps):
         pull = u + r * a * (a * u - u_next) / sigma.square()
-        u = u + 0.5 * gradient(F, u) - 0.5 * b.square() * pull + temperature * b * noise()
+        u = hold(u + 0.5 * gradient(F, u) - 0.5 * b.square() * pull + temperature * b * noise(), held)
     return u
 
 
@@ -66,6 +77,7 @@ def preconditioned(
     h: float,
     noise: Callable[[], Tensor],
     temperature: float = 1.0,
+    held: Held | None = None,
 ) -> Tensor:
     """The preconditioned chain: a draw of N(m, sigma^2), then `steps` updates of size h.
 
@@ -74,10 +86,11 @@ def preconditioned(
         m: [N, D] mean of the Gaussian conditional.
         sigma: [N, 1] its standard deviation.
         noise: returns standard normal [N, D] at each call.
+        held: coordinates kept at given values; the others then follow their conditional.
     """
     rho = math.exp(-h)
-    u = m + temperature * sigma * noise()
+    u = hold(m + temperature * sigma * noise(), held)
     for _ in range(steps):
         drift = (1 - rho) * sigma.square() * gradient(F, u)
-        u = m + rho * (u - m) + drift + temperature * math.sqrt(1 - rho**2) * sigma * noise()
+        u = hold(m + rho * (u - m) + drift + temperature * math.sqrt(1 - rho**2) * sigma * noise(), held)
     return u

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hebmtool import recipe as recipes
 from hebmtool.energy import Energy
 from hebmtool.generator import Generator
-from hebmtool.langevin import langevin, preconditioned
+from hebmtool.langevin import Held, hold, langevin, preconditioned
 from hebmtool.schedule import Schedule
 from hebmtool.training import derive_seed
 
@@ -46,6 +46,15 @@ class Noise:
         return torch.stack([torch.randn(self.D, generator=g) for g in self.streams]).to(self.device)
 
 
+HeldStages = tuple[Tensor, Sequence[Tensor]]
+"""Coordinates of a trajectory that follow another one: (mask, bool [D]; that trajectory's stages, [N, D] each)."""
+
+
+def at(held: HeldStages | None, stage: int) -> Held | None:
+    """What is held at one stage of a trajectory."""
+    return None if held is None else (held[0], held[1][stage])
+
+
 class Prior(nn.Module):
     """A prior over u.  This class itself is the Gaussian one, which needs no training.
 
@@ -67,15 +76,23 @@ class Prior(nn.Module):
     def generator(self) -> Generator:
         return self._generator[0]
 
-    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
+    def trajectory(
+        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+    ) -> Iterator[Tensor]:
         """Draw, yielding every stage on the way, the last being the sample u_0 [N, D].
 
         Arguments:
             noise: one stream per image.
             steps: Langevin steps (per level), the recipe's K when None.
             temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
+            held: coordinates that follow another trajectory instead, stage by stage.
         """
-        yield temperature * noise()
+        yield hold(temperature * noise(), at(held, 0))
+
+    def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
+        """A trajectory that ends in the given u_0 [N, D], as `trajectory` would have yielded it: what to hold on to
+        when u_0 is not a draw of the prior but comes from an image."""
+        return [u_0]
 
     def sample(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Tensor:
         """The last stage of `trajectory`: u_0, [N, D]."""
@@ -131,22 +148,29 @@ class EBM(Prior):
         return torch.ones(len(t), device=t.device)
 
     def negatives(
-        self, u_next: Tensor, t: Tensor, noise: Callable[[], Tensor], steps: int | None = None, temperature: float = 1.0
+        self,
+        u_next: Tensor,
+        t: Tensor,
+        noise: Callable[[], Tensor],
+        steps: int | None = None,
+        temperature: float = 1.0,
+        held: Held | None = None,
     ) -> Tensor:
         """Draw u_t by the chain of level t.
 
         Arguments:
             u_next: u_{t+1}, [N, D]; for `ebm`, the chain's start.
             t: level per image, long [N].
+            held: coordinates the chain does not move.
         """
         a, sigma, r = self.conditional(t)
         steps = self.config.steps if steps is None else steps
         with self.energy.fixed():
             if self.config.chain == "langevin":
                 b = self.scale(t).sqrt()[:, None]
-                return langevin(lambda u: self.F(u, t), u_next, steps, b, a, sigma, r, noise, temperature)
+                return langevin(lambda u: self.F(u, t), u_next, steps, b, a, sigma, r, noise, temperature, held)
             m = r * a * u_next
-            return preconditioned(lambda u: self.F(u, t), m, sigma, steps, self.config.h, noise, temperature)
+            return preconditioned(lambda u: self.F(u, t), m, sigma, steps, self.config.h, noise, temperature, held)
 
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, sigma, r), each [N, 1], of the Gaussian conditional that F tilts: here N(0, I) itself."""
@@ -182,11 +206,16 @@ class EBM(Prior):
         }
         return loss + self.config.penalty * penalty, figures
 
-    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
-        u = temperature * noise()
+    def trajectory(
+        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+    ) -> Iterator[Tensor]:
+        u = hold(temperature * noise(), at(held, 0))
         yield u
         t = torch.zeros(len(u), dtype=torch.long, device=u.device)
-        yield self.negatives(u, t, noise, steps, temperature)
+        yield self.negatives(u, t, noise, steps, temperature, at(held, 1))
+
+    def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
+        return [u_0, u_0]
 
     @torch.no_grad()
     def log_density(self, u: Tensor) -> Tensor:
@@ -257,13 +286,34 @@ class DiffusionEBM(EBM):
         figures = {f"explained_{level}": explained[t == level].mean().item() for level in range(self.schedule.T)}
         return error.mean() + self.config.penalty * (F / self.scale(t)).square().mean(), figures
 
-    def trajectory(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Iterator[Tensor]:
-        u = temperature * noise()
+    def trajectory(
+        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+    ) -> Iterator[Tensor]:
+        u = hold(temperature * noise(), at(held, 0))
         yield u
-        for level in reversed(range(self.schedule.T)):
-            t = torch.full((len(u),), level, device=u.device)
-            u = self.negatives(u, t, noise, steps, temperature)
+        yield from self.descend(u, self.schedule.T, noise, steps, temperature, held)
+
+    def descend(
+        self,
+        u: Tensor,
+        level: int,
+        noise: Callable[[], Tensor],
+        steps: int | None = None,
+        temperature: float = 1.0,
+        held: HeldStages | None = None,
+    ) -> Iterator[Tensor]:
+        """From u_level [N, D] down, yielding u_{level-1} ... u_0."""
+        for t in reversed(range(level)):
+            levels = torch.full((len(u),), t, device=u.device)
+            u = self.negatives(u, levels, noise, steps, temperature, at(held, self.schedule.T - t))
             yield u
+
+    def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
+        s, stages = self.schedule, [u_0]
+        # u_0 plays the part of the least noisy level, as in `loss` up to a noise of 1%.
+        for t in range(1, s.T + 1):
+            stages.append(float(s.a[t]) * stages[-1] + float(s.sigma[t]) * noise())
+        return stages[::-1]
 
 
 KINDS: dict[str, type[Prior]] = {cls.kind: cls for cls in (Prior, EBM, DiffusionEBM)}
