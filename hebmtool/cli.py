@@ -99,24 +99,33 @@ def train_prior(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Only couple the labels of prior.labels to the prior that is there.")
+    ] = False,
     readjust_bn: ReadjustOption = False,
     readjust_temperature: ReadjustTemperatureOption = 1.0,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.
 
-    Needs the generator of `hebm train-vae RECIPE`.  A run holds one prior of each kind.  Prints the closure as
-    JSON.  Examples:
+    Needs the generator of `hebm train-vae RECIPE`.  A run holds one prior of each kind.  With prior.labels it then
+    learns the labels that `hebm controllable` conditions on.  Prints the closure, and how often each label is
+    recognised in test images, as JSON.  Examples:
 
         hebm train-prior digits
 
         hebm train-prior recipes/mnist.yaml --set prior.kind=ebm
+
+        hebm train-prior mnist --finetune --set prior.labels=class
     """
     from hebmtool import recipe as recipes
+    from hebmtool.labels import train_labels
     from hebmtool.run import Run
     from hebmtool.train_prior import train_prior as train
     from hebmtool.training import pick_device
 
     settings = recipes.load(recipe, overrides or [])
+    if finetune and not settings.prior.labels:
+        raise UsageError("--finetune couples labels, but prior.labels is empty; add --set prior.labels=class")
     if readjust_bn and not settings.train_prior.readjust_bn:
         settings.train_prior.readjust_bn = READJUST_BATCHES
         settings.train_prior.readjust_temperature = readjust_temperature
@@ -127,8 +136,14 @@ def train_prior(
         )
     with Run.open(runs / settings.name, runs).lock() as run:
         run.require_generator()
-        closure = train(settings, run, where, resume)
-    print(json.dumps({"run": str(run.path), "closure": None if closure is None else closure.figures()}))
+        closure = None
+        if finetune:
+            run.require_prior(settings.prior.kind)
+        else:
+            closure = train(settings, run, where, resume)
+        labels = train_labels(settings, run, where, resume)
+    found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
+    print(json.dumps(found | ({"labels": labels} if labels else {})))
 
 
 @app.command(rich_help_panel="Use")
@@ -174,8 +189,7 @@ def sample(
     """
     from hebmtool import sample as sampling
 
-    if not 0 < temperature < math.inf:
-        raise UsageError(f"--temperature is {temperature}; it must be above 0 and finite, 1 being the prior itself")
+    _check_temperature(temperature)
     sink = None if out is None else sampling.Sink(out, columns, force)
     batches = READJUST_BATCHES if readjust_bn else 0
     opened, trained = _open_prior(run, runs, prior, device, batches, readjust_temperature)
@@ -192,6 +206,11 @@ def sample(
         print(sink.path)
 
 
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"--temperature is {temperature}; it must be above 0 and finite, 1 being the prior itself")
+
+
 def _open_prior(
     run: str | None, runs: Path, kind: str | None, device: str, readjust_bn: int, readjust_temperature: float
 ):
@@ -204,6 +223,209 @@ def _open_prior(
     opened = Run.open(run, runs)
     opened.require_generator()
     return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, readjust_temperature)
+
+
+@app.command(rich_help_panel="Use")
+def controllable(
+    value: Annotated[str | None, typer.Option("--class", help="A class, or `all` for a row of each.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE[:WEIGHT]", help="As Smiling=1, Male=0:0.5 or Odd=all; repeatable."),
+    ] = None,
+    weight: Annotated[float, typer.Option(help="Of --class; below 0 any other class is asked for.")] = 1.0,
+    across_layers: Annotated[
+        bool, typer.Option("--across-layers", help="Resample one layer at a time: which of them carry the label?")
+    ] = False,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images for each condition.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    prior: Annotated[
+        str | None, typer.Option(help="ebm or diffusion-ebm.", show_default="diffusion-ebm if trained, else ebm")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Above 0; 1 is the prior itself.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A .png, or - for a PNG on stdout.", show_default="in the run's samples"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    judged: Annotated[
+        bool, typer.Option("--report/--no-report", help="Judge the samples by a classifier of real images.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as one JSON object on stdout.")] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw images under conditions on labels, and say how many came out as asked.
+
+    Needs labels coupled to the prior: `hebm train-prior RECIPE --finetune --set prior.labels=class`.  The first report
+    trains a classifier on real images and keeps it in the run.  Prints the path written.  Examples:
+
+        hebm controllable --class 3 -n 64
+
+        hebm controllable --class all
+
+        hebm controllable --attribute Smiling=1 --attribute Male=0:0.5
+    """
+    from hebmtool import controllable as control
+    from hebmtool import picture
+    from hebmtool.labels import CLASS, load_labels
+    from hebmtool.sample import Sink
+
+    _check_temperature(temperature)
+    wishes = [control.parse(text) for text in attribute or []]
+    if value is not None:
+        wishes.insert(0, control.Wish(CLASS, value, weight))
+    sink = None if out is None else Sink(out, force=force)
+    if sink is not None and sink.kind not in ("png", "stdout"):
+        raise UsageError(f"--out is '{out}'; controllable writes a picture: give a .png, or -")
+    if as_json and out == "-":
+        raise UsageError("--json and --out - both write to standard output; choose one")
+    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    labels = load_labels(opened, trained.generator)
+    wanted = control.rows(wishes, labels)
+    settings, where = opened.recipe(), trained.generator.constant.device
+    if across_layers:
+        if len(wanted) != 1:
+            raise UsageError(f"--across-layers takes one condition, and {len(wanted)} are asked for; name one value")
+        found = control.across_layers(trained, labels, wanted[0], n, seed, temperature, steps)
+        sets, wanted = [found.base, *found.images], wanted * (len(found.images) + 1)
+    else:
+        sets = control.sample(trained, labels, wanted, n, seed, batch_size, temperature, steps)
+    figures = control.report(sets, wanted, opened, settings, where) if judged else {"rows": []}
+    shares = [entry["controllability"] for entry in figures["rows"]] if judged else None
+    if across_layers:
+        drawn = control.layers_figure(found, shares)
+        for entry, part in zip(figures["rows"], [[], *found.parts], strict=judged):
+            entry["resampled"] = part
+    else:
+        drawn = control.figure(sets, wanted, shares)
+    if out == "-":
+        sys.stdout.buffer.write(picture.to_png(drawn))
+        sys.stdout.buffer.flush()
+        path = None
+    else:
+        path = opened.samples_dir / f"controllable-{trained.kind}-seed{seed}.png" if sink is None else sink.path
+        picture.save(drawn, path)
+    for line in control.lines(figures):
+        note(line)
+    if as_json:
+        print(json.dumps({"picture": str(path)} | figures))
+    elif path is not None:
+        print(path)
+
+
+@app.command("hier-sample", rich_help_panel="Use")
+def hier_sample(
+    layer: Annotated[
+        str | None, typer.Option(metavar="K or A:B", help="A layer's number (1 = bottom), or a range of them.")
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            help="Resample the layers above those named, below them, or only them.",
+            show_default="above; only for a range",
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every part of the hierarchy in turn, top to bottom, a block of rows each.")
+    ] = False,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="IMAGE", help="Start from a real image's posterior; repeatable, a row each."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--number", min=1, help="Base samples, a row each.", show_default="8; 4 with --all"),
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, max=1000, help="Resamples of each.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Base i is image i of `hebm sample` with this seed.")] = 0,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="gaussian, ebm or diffusion-ebm.", show_default="diffusion-ebm if trained, else ebm"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Above 0; 1 is the prior itself.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
+    out: Annotated[
+        str | None, typer.Option(help="A .png, or - for a PNG on stdout.", show_default="in the run's samples")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="How much of the image changed, as one JSON object on stdout.")
+    ] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Resample some layers and hold the others: what of the image does each layer carry?
+
+    Rows are base samples, framed; columns their resamples, drawn from the prior of the varied layers given those held.
+    --layer K resamples the layers above K.  --all shows the whole hierarchy (at most 8 rows of each part, many layers
+    in six parts), and with --json measures every single layer.  Prints the path written.  Examples:
+
+        hebm hier-sample --layer 3
+
+        hebm hier-sample --layer 5:6 --from mine.png --from another.png
+
+        hebm hier-sample --all -n 64 --json
+    """
+    from hebmtool import hierarchy, metrics, picture
+    from hebmtool.sample import Sink
+
+    _check_temperature(temperature)
+    if (layer is None) != every:
+        found = "both are given" if every else "neither is given"
+        raise UsageError(f"say what to resample by --layer or by --all; {found}")
+    if every and vary is not None:
+        raise UsageError("--vary chooses layers around --layer, and --all resamples each part in turn; drop one")
+    if images and n is not None:
+        raise UsageError("-n counts base samples, and with --from there is one row per image; drop one")
+    if as_json and out == "-":
+        raise UsageError("--json and --out - both write to standard output; choose one")
+    named = None if layer is None else hierarchy.parse(layer)
+    sink = None if out is None else Sink(out, force=force)
+    if sink is not None and sink.kind not in ("png", "stdout"):
+        raise UsageError(f"--out is '{out}'; hier-sample writes a picture: give a .png, or -")
+
+    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    settings, generator = opened.recipe(), trained.generator
+    if named is None:
+        parts, words = hierarchy.blocks(generator.L), "all"
+    else:
+        parts = [hierarchy.varied(named, vary or ("only" if ":" in layer else "above"), generator.L)]
+        words = hierarchy.title(parts[0]).replace(" ", "-")
+    if sink is None:
+        sink = Sink(str(opened.samples_dir / f"hier-sample-{trained.kind}-{words}-seed{seed}.png"), force=True)
+    features = None
+    if as_json:
+        features = metrics.load_features(settings.evaluate.features, generator.image_shape, generator.constant.device)
+    x = hierarchy.read_images(images, settings, generator, seed) if images else None
+    rows = len(images) if images else n or (4 if every else 8)
+    how = (rows, columns, seed, batch_size, temperature, steps, x)
+    drawn = hierarchy.draw(trained, parts, *how)
+    if sink.path is None:
+        sys.stdout.buffer.write(picture.to_png(hierarchy.figure(drawn)))
+        sys.stdout.buffer.flush()
+        return
+    picture.save(hierarchy.figure(drawn), sink.path)
+    if not as_json:
+        print(sink.path)
+        return
+    if every and len(parts) < generator.L:
+        drawn = hierarchy.draw(trained, [[k] for k in range(generator.L, 0, -1)], *how)
+    found = hierarchy.changes(drawn, features)
+    risen = hierarchy.rises(found)
+    for sentence in risen:
+        note(sentence)
+    report = {"run": str(opened.path), "prior": trained.kind, "rows": rows, "columns": columns, "seed": seed}
+    report |= {"features": None if features is None else features.name, "parts": found}
+    print(json.dumps(report | {"falls": not risen if every else None, "picture": str(sink.path)}))
 
 
 @app.command("import-nvae", rich_help_panel="Train")

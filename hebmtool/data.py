@@ -65,7 +65,7 @@ class Images:
     """A set of images, in memory or on disk.
 
     shape: (C, H, W), the same for every image.  labels: LongTensor [N], or None.  classes: the names that labels
-    index, or None.  names: the images' files, or None.
+    index, or None.  attributes: name -> BoolTensor [N].  names: the images' files, or None.
     """
 
     def __init__(
@@ -76,10 +76,12 @@ class Images:
         *,
         labels: Tensor | None = None,
         classes: list[str] | None = None,
+        attributes: dict[str, Tensor] | None = None,
         names: list[str] | None = None,
     ):
         self._n, self._read = n, read
         self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
+        self.attributes = attributes or {}
 
     def __len__(self) -> int:
         return self._n
@@ -108,19 +110,24 @@ def load(data: recipe.Data, split: Split) -> Images:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, but must be 'train' or 'test'")
-    match data.source:
-        case "digits":
-            return _digits(data, split)
-        case "folder":
-            return _folder(data, split)
-        case "array":
-            return _array(data, split)
-        case "celeba":
-            return _celeba(data, split)
-        case "lsun":
-            return _lsun(data, split)
-        case _:
-            return _torchvision_array(data, split)
+    readers = {"digits": _digits, "folder": _folder, "array": _array, "celeba": _celeba, "lsun": _lsun}
+    images = readers.get(data.source, _torchvision_array)(data, split)
+    for name, classes in data.attributes.items():
+        images.attributes[name] = _of_classes(images, classes, f"data.attributes.{name}")
+    return images
+
+
+def _of_classes(images: Images, classes: list[str], where: str) -> Tensor:
+    """Which images are of these classes, BoolTensor [N].  `where` is the recipe key that names them."""
+    if images.labels is None:
+        raise HebmError(f"{where} names classes, but these images have no labels; remove it")
+    known = images.classes or [str(k) for k in range(int(images.labels.max()) + 1)]
+    for name in classes:
+        if name not in known:
+            raise HebmError(
+                f"{where} names the class '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}"
+            )
+    return torch.isin(images.labels, torch.tensor([known.index(name) for name in classes]))
 
 
 def prepare(batch: Tensor, data: recipe.Data, likelihood: str, *, train: bool) -> Tensor:
@@ -587,7 +594,8 @@ def _celeba(data: recipe.Data, split: Split) -> Images:
     chosen = _positions(len(dataset.filename), data, split, hold_out=False, where="celeba")
     paths = [folder / dataset.filename[i] for i in chosen]
     # They are all of one size, so one header speaks for them.
-    return _on_disk(paths, _common_shape(paths[:1], folder, data), data)
+    attributes = {n: dataset.attr[chosen, k] == 1 for k, n in enumerate(dataset.attr_names) if n}
+    return _on_disk(paths, _common_shape(paths[:1], folder, data), data, attributes=attributes)
 
 
 def _lsun(data: recipe.Data, split: Split) -> Images:

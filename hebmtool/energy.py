@@ -10,7 +10,7 @@ per update by `advance`, never by a forward pass, and `fixed` holds the normalis
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,7 @@ from hebmtool.generator import Generator, TopDown
 
 TIME_FEATURES = 32
 SETTLING = 20
+CALIBRATION_DRAWS = 512
 
 
 def sinusoidal(t: Tensor) -> Tensor:
@@ -62,14 +63,14 @@ class SpectralConv(nn.Module):
 
 
 class LayerEnergy(nn.Module):
-    """f_i: latent map [N, Z, h, w], optional state [N, C, h, w], level embedding -> [N].
+    """f_i: latent map [N, Z, h, w], optional state [N, C, h, w], level embedding -> [N, outputs].
 
     Arguments:
         channels: channels read beside the state.
         state: channels of h_i, or 0 when it is not read.
     """
 
-    def __init__(self, channels: int, state: int, config: recipes.Energy):
+    def __init__(self, channels: int, state: int, config: recipes.Energy, outputs: int = 1):
         super().__init__()
         width, norm = config.width, config.spectral_norm
         self.read = SpectralConv(channels, width, 3, norm)
@@ -77,7 +78,7 @@ class LayerEnergy(nn.Module):
         self.first = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
         self.second = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
         self.level = nn.ModuleList(nn.Linear(TIME_FEATURES, width) for _ in range(config.blocks))
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, outputs)
         # F starts at 0: the prior starts at the Gaussian.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -88,7 +89,7 @@ class LayerEnergy(nn.Module):
             x = x + self.read_state(state)
         for first, second, shift in zip(self.first, self.second, self.level, strict=True):
             x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None]))
-        return self.head(F.silu(x).sum((2, 3)))[:, 0]
+        return self.head(F.silu(x).sum((2, 3)))
 
 
 class Energy(nn.Module):
@@ -96,17 +97,24 @@ class Energy(nn.Module):
 
     Arguments:
         generator: only its shapes are used, and draws of its states for standardising them.
+        outputs: numbers that each f_i gives: 1, or one per class (`hebmtool.labels`).
+        chosen: list indices of the layers that have an f_i; all by default.
     """
 
-    def __init__(self, generator: Generator, config: recipes.Energy):
+    def __init__(
+        self, generator: Generator, config: recipes.Energy, outputs: int = 1, chosen: Sequence[int] | None = None
+    ):
         super().__init__()
+        self.chosen = list(range(generator.L)) if chosen is None else sorted(chosen)
         self.reads_state = config.reads == "z+state"
         z = generator.config.latent_channels
         widths = [layer.combine.v.shape[1] - z for layer in generator.decoder]
         self.layers = nn.ModuleList(
             # The top state is a constant and says nothing.
-            LayerEnergy(2 * z if self.reads_state else z, width if self.reads_state and l > 0 else 0, config)
-            for l, width in enumerate(widths)
+            LayerEnergy(
+                2 * z if self.reads_state else z, widths[l] if self.reads_state and l > 0 else 0, config, outputs
+            )
+            for l in self.chosen
         )
         self.to(memory_format=torch.channels_last)
         if self.reads_state:
@@ -123,20 +131,22 @@ class Energy(nn.Module):
                 getattr(self, f"state_scale_{l}").copy_(h.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
 
     def forward(self, walk: TopDown, t: Tensor) -> Tensor:
-        """f_i per image and layer, [N, L], top first.
+        """f_i per image and layer, [N, layers, outputs], top first.
 
         Arguments:
-            walk: through the first layers, or all of them.
+            walk: through the first layers, or all of them; the layers it has not reached are left out.
             t: level per image, [N].
         """
         level = sinusoidal(t)
         out = []
-        for l, z in enumerate(walk.z):
-            state = None
+        for l, layer in zip(self.chosen, self.layers, strict=True):
+            if l >= len(walk.z):
+                break
+            z, state = walk.z[l], None
             if self.reads_state:
                 state = (walk.h[l] - getattr(self, f"state_mean_{l}")) / getattr(self, f"state_scale_{l}")
                 z = torch.cat([z, walk.u[l]], dim=1)
-            out.append(self.layers[l](z, state, level))
+            out.append(layer(z, state, level))
         return torch.stack(out, dim=1)
 
     def advance(self) -> None:
@@ -150,18 +160,23 @@ class Energy(nn.Module):
         for _ in range(SETTLING):
             self.advance()
 
+    def fix(self) -> None:
+        """Make the weights constants, normalised once, for good."""
+        for conv in self.modules():
+            if isinstance(conv, SpectralConv):
+                conv.fixed = conv.weight().detach()
+        self.requires_grad_(False)
+
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Within the block the weights are constants, normalised once: no gradient reaches the parameters."""
-        convs = [m for m in self.modules() if isinstance(m, SpectralConv)]
         required = [p.requires_grad for p in self.parameters()]
         try:
-            for conv in convs:
-                conv.fixed = conv.weight().detach()
-            self.requires_grad_(False)
+            self.fix()
             yield
         finally:
-            for conv in convs:
-                conv.fixed = None
+            for conv in self.modules():
+                if isinstance(conv, SpectralConv):
+                    conv.fixed = None
             for p, flag in zip(self.parameters(), required, strict=True):
                 p.requires_grad_(flag)

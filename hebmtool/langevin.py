@@ -22,7 +22,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
 Held = tuple[Tensor, Tensor]
 """Coordinates a chain must not move: (mask, bool [D], True where held; the values held there, [N, D])."""
 
@@ -78,6 +77,7 @@ def preconditioned(
     noise: Callable[[], Tensor],
     temperature: float = 1.0,
     held: Held | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The preconditioned chain: a draw of N(m, sigma^2), then `steps` updates of size h.
 
@@ -87,9 +87,10 @@ def preconditioned(
         sigma: [N, 1] its standard deviation.
         noise: returns standard normal [N, D] at each call.
         held: coordinates kept at given values; the others then follow their conditional.
+        start: where to start instead of that draw, [N, D].
     """
     rho = math.exp(-h)
-    u = hold(m + temperature * sigma * noise(), held)
+    u = hold(m + temperature * sigma * noise() if start is None else start, held)
     for _ in range(steps):
         drift = (1 - rho) * sigma.square() * gradient(F, u)
         u = hold(m + rho * (u - m) + drift + temperature * math.sqrt(1 - rho**2) * sigma * noise(), held)

@@ -68,6 +68,21 @@ def panels(parts: Sequence[tuple[str, Tensor]], columns: int) -> Image.Image:
     return canvas
 
 
+def rows(parts: Sequence[tuple[str, Tensor]]) -> Image.Image:
+    """Rows of images under one another, each with its title to the left: [(title, images [N, C, H, W]), ...]."""
+    margin, font = 10, ImageFont.load_default(16)
+    strips = [grid(images, len(images)) for _, images in parts]
+    left = math.ceil(max(font.getlength(title) for title, _ in parts)) + 2 * margin
+    height = sum(strip.height for strip in strips)
+    canvas = Image.new("RGB", (left + max(s.width for s in strips) + margin, height + 2 * margin), PAPER)
+    draw, y = ImageDraw.Draw(canvas), margin
+    for (title, _), strip in zip(parts, strips, strict=True):
+        draw.text((left - margin, y + strip.height // 2), title, fill=INK, font=font, anchor="rm")
+        canvas.paste(strip, (left, y))
+        y += strip.height
+    return canvas
+
+
 def to_png(picture: Image.Image) -> bytes:
     """The bytes of a PNG file."""
     buffer = io.BytesIO()

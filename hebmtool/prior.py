@@ -10,15 +10,17 @@ A prior does three things: `trajectory` draws (yielding what it passes on the wa
                    from noise to data (Algorithm 2) (Cui & Han 2024, "HEBM", https://arxiv.org/abs/2405.13910)
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from hebmtool import recipe as recipes
 from hebmtool.energy import Energy
-from hebmtool.generator import Generator
+from hebmtool.generator import Generator, TopDown
 from hebmtool.langevin import Held, hold, langevin, preconditioned
 from hebmtool.schedule import Schedule
 from hebmtool.training import derive_seed
@@ -53,6 +55,10 @@ HeldStages = tuple[Tensor, Sequence[Tensor]]
 def at(held: HeldStages | None, stage: int) -> Held | None:
     """What is held at one stage of a trajectory."""
     return None if held is None else (held[0], held[1][stage])
+
+
+Condition = Callable[[TopDown, Tensor], Tensor]
+"""What a condition on a label adds to F: (walk, t [N]) -> [N] (`hebmtool.labels.Condition`)."""
 
 
 class Prior(nn.Module):
@@ -94,6 +100,18 @@ class Prior(nn.Module):
         when u_0 is not a draw of the prior but comes from an image."""
         return [u_0]
 
+    def relax(
+        self,
+        u_0: Tensor,
+        noise: Callable[[], Tensor],
+        steps: int | None = None,
+        temperature: float = 1.0,
+        held: Held | None = None,
+    ) -> Tensor:
+        """Further steps of a chain on p(u_0) itself, from u_0 [N, D]; with coordinates held, on their conditional
+        prior.  The Gaussian prior's coordinates are independent: there is nothing to relax."""
+        return hold(u_0, held)
+
     def sample(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Tensor:
         """The last stage of `trajectory`: u_0, [N, D]."""
         *_, u_0 = self.trajectory(noise, steps, temperature)
@@ -103,7 +121,7 @@ class Prior(nn.Module):
         """Log density of u [N, D] at level 0, up to a constant for energy-based priors, [N] nats."""
         return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
 
-    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict]:
         """What stage two minimises, and figures worth logging.
 
         Arguments:
@@ -125,6 +143,13 @@ class EBM(Prior):
     def __init__(self, generator: Generator, config: recipes.Prior):
         super().__init__(generator, config)
         self.energy = Energy(generator, config.energy)
+        self.conditions: Sequence[Condition] = ()
+
+    def given(self, conditions: Sequence[Condition]) -> "EBM":
+        """This prior, sharing its weights, under conditions on labels: F(z, t) + sum_a w_a log p(y_a | z, t)."""
+        twin = copy.copy(self)
+        twin.conditions = tuple(conditions)
+        return twin
 
     def energies(self, u: Tensor, t: Tensor | None = None, layers: int | None = None) -> Tensor:
         """f_i per image and layer, [N, L] top first.
@@ -135,11 +160,16 @@ class EBM(Prior):
             layers: only this many layers from the top.
         """
         t = torch.zeros(len(u), dtype=torch.long, device=u.device) if t is None else t
-        return self.energy(self.generator.top_down(u, layers), t)
+        return self.energy(self.generator.top_down(u, layers), t)[..., 0]
 
     def F(self, u: Tensor, t: Tensor | None = None) -> Tensor:
-        """F(T(u), t), [N]."""
-        return self.energies(u, t).sum(1)
+        """F(T(u), t), [N], with what the conditions add."""
+        t = torch.zeros(len(u), dtype=torch.long, device=u.device) if t is None else t
+        walk = self.generator.top_down(u)
+        F = self.energy(walk, t)[..., 0].sum(1)
+        for condition in self.conditions:
+            F = F + self.scale(t) * condition(walk, t)
+        return F
 
     def scale(self, t: Tensor) -> Tensor:
         """What divides F in the log density, [N]: b_t^2 for the published chain, 1 for the preconditioned one."""
@@ -172,6 +202,27 @@ class EBM(Prior):
             m = r * a * u_next
             return preconditioned(lambda u: self.F(u, t), m, sigma, steps, self.config.h, noise, temperature, held)
 
+    def relax(
+        self,
+        u_0: Tensor,
+        noise: Callable[[], Tensor],
+        steps: int | None = None,
+        temperature: float = 1.0,
+        held: Held | None = None,
+    ) -> Tensor:
+        """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0."""
+        t = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)
+        one = torch.ones(len(u_0), 1, device=u_0.device)
+        steps = self.config.steps if steps is None else steps
+        with self.energy.fixed():
+            if self.config.chain == "langevin":
+                b, free = self.scale(t).sqrt()[:, None], 0 * one
+                return langevin(lambda u: self.F(u, t), u_0, steps, b, free, one, free, noise, temperature, held)
+            # N(0, I) is wider than level 0's Gaussian conditional; F, learned under that one, gets steps no longer.
+            _, sigma, _ = self.conditional(t)
+            h = -math.log1p((math.exp(-self.config.h) - 1) * float(sigma[0]) ** 2) if len(u_0) else self.config.h
+            return preconditioned(lambda u: self.F(u, t), 0 * u_0, one, steps, h, noise, temperature, held, start=u_0)
+
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, sigma, r), each [N, 1], of the Gaussian conditional that F tilts: here N(0, I) itself."""
         one = torch.ones(len(t), 1, device=t.device)
@@ -182,7 +233,29 @@ class EBM(Prior):
         t = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)
         return u_0, torch.randn_like(u_0), t
 
-    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict]:
+        return self.recovery(u_0) if self.config.objective == "recovery" else self.noise_contrast(u_0)
+
+    def noise_contrast(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Noise-contrastive estimation: F learns, by logistic regression, to tell u from draws of N(0, I).
+
+        Its optimum is F = log q(u) / N(u; 0, I), which makes exp(F) N(u; 0, I) the aggregate posterior (at level t of
+        the diffusion: that of u_t).  No chain is run ("A Contrastive Learning Approach for Training Variational
+        Autoencoder Priors", Aneja et al. 2021, https://arxiv.org/abs/2010.02917).
+        """
+        self.energy.advance()
+        positive, _, t = self._pairs(u_0)
+        both = torch.cat([positive, torch.randn_like(positive)])
+        F = self.F(both, torch.cat([t, t])) / torch.cat([self.scale(t)] * 2)
+        F_positive, F_negative = F.chunk(2)
+        loss = softplus(-F_positive).mean() + softplus(F_negative).mean()
+        right = 0.5 * ((F_positive > 0).float().mean() + (F_negative < 0).float().mean())
+        # The mean of F at the positives is the hole found so far, in nats.
+        figures = {"nats": F_positive.mean().item(), "accuracy": right.item()}
+        return loss + self.config.penalty * F.square().mean(), figures
+
+    def recovery(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Maximum likelihood with short-run negatives: F(u^-) - F(u^+)."""
         self.energy.advance()
         positive, u_next, t = self._pairs(u_0)
         negative = self.negatives(u_next, t, lambda: torch.randn_like(u_0))
@@ -253,15 +326,19 @@ class DiffusionEBM(EBM):
         return a, sigma, (~top).float()
 
     def _pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = torch.randint(self.schedule.T, (len(u_0),), device=u_0.device)
+        t = self.levels(len(u_0)).to(u_0.device)
         u_t, u_next = self.schedule.diffuse(u_0, t)
         return u_t, u_next, t
+
+    def levels(self, n: int) -> Tensor:
+        """Levels to learn on, long [n]: floor(T U^p), U uniform on [0, 1), p being `level_power`."""
+        return (self.schedule.T * torch.rand(n).pow(self.config.level_power)).long()
 
     @property
     def needs_score(self) -> bool:
         return self.config.objective == "score-matching"
 
-    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict]:
         return self.score_matching(u_0, score) if self.needs_score else super().loss(u_0)
 
     def score_matching(self, u_0: Tensor, score: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -271,7 +348,7 @@ class DiffusionEBM(EBM):
         to no noise; the posterior's own spread takes its place, and the target is grad log q(u_0 | x).
         """
         self.energy.advance()
-        t = torch.randint(self.schedule.T, (len(u_0),), device=u_0.device)
+        t = self.levels(len(u_0)).to(u_0.device)
         abar, sbar = (c.float().to(t.device)[t][:, None] for c in (self.schedule.abar, self.schedule.sbar))
         eps = torch.randn_like(u_0)
         clean = (t == 0)[:, None]

@@ -45,6 +45,17 @@ class Data(Part):
     bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
     limit: int | None = Field(None, ge=1, description="use only the first this many training images")
+    attributes: dict[str, list[str]] = Field(
+        default_factory=dict, description="binary attributes made of classes: name -> the classes that have it"
+    )
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _classes_by_name(cls, attributes: Any) -> Any:
+        # A class called 3 may be written as a number.
+        if isinstance(attributes, Mapping):
+            return {k: [str(c) for c in v] if isinstance(v, list) else v for k, v in attributes.items()}
+        return attributes
 
 
 class Generator(Part):
@@ -150,11 +161,16 @@ class Prior(Part):
         "diffusion-ebm", description="the generator's own prior, one joint EBM, or an EBM per noise level"
     )
     levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
+    level_power: float = Field(
+        1.0, gt=0, description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise"
+    )
     steps: int = Field(50, ge=1, description="K, Langevin steps per level")
     chain: Literal["langevin", "preconditioned"] = Field("langevin", description="'langevin' is the published chain")
     eta: float = Field(3e-5, gt=0, description="step size of the published chain")
     h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
-    objective: Literal["recovery", "score-matching"] = Field("recovery", description="recovery likelihood, or DSM")
+    objective: Literal["recovery", "nce", "score-matching"] = Field(
+        "recovery", description="recovery likelihood, noise-contrastive estimation, or denoising score matching"
+    )
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
     margin: float = Field(
         0.0,
@@ -162,6 +178,15 @@ class Prior(Part):
         description="nats by which a negative may fall below its positive before the push turns round; 0: never",
     )
     energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
+    labels: list[str] = Field(
+        default_factory=list, description="labels to couple: class, or names of attributes; one word or a list"
+    )
+    label_layers: list[int] | None = Field(None, description="layers coupled to labels (1 = bottom); none couples all")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_word_is_a_list(cls, labels: Any) -> Any:
+        return [labels] if isinstance(labels, str) else labels
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "Prior":
@@ -191,6 +216,8 @@ class TrainPrior(Part):
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    label_iterations: int = Field(2000, ge=1, description="updates per label of prior.labels")
+    label_lr: float = Field(1e-3, gt=0, description="Adam learning rate for them")
     readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
     readjust_temperature: float = Field(1.0, gt=0, description="standard deviation of u in those batches")
     log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
@@ -404,6 +431,10 @@ def _phrases(field: FieldInfo) -> Iterator[str]:
         elif get_origin(kind) is tuple:
             entries = get_args(kind)
             yield f"a list of {len(entries)} numbers, each{_range(entries[0].__metadata__[0].metadata)}"
+        elif get_origin(kind) is list:
+            yield f"a list of {'layer numbers' if get_args(kind)[0] is int else 'names'}"
+        elif get_origin(kind) is dict:
+            yield "a mapping from names to lists of names"
         elif kind is NoneType:
             yield "null"
         elif kind is str:

@@ -4,6 +4,7 @@ runs/NAME/
     recipe.yaml                     the resolved recipe
     generator.safetensors           what sampling needs      generator.train.safetensors     what resuming needs
     prior-KIND.safetensors                                   prior-KIND.train.safetensors
+    label-NAME.safetensors                                   label-NAME.train.safetensors
     metrics.jsonl                   one line per record of the training loops
     samples/*.png
     figures.json                    results, such as the closure of each prior
@@ -97,6 +98,19 @@ class Run:
                     f"{after.get(key)}; set it back, or start another run with --set name=NAME"
                 )
 
+    def check_stage_one(self, recipe: Recipe) -> Recipe:
+        """The run's recipe, its data part brought up to `recipe`'s in what may change between the stages.
+
+        Raises `HebmError` when the run's generator was trained with another generator, data or seed part.
+        """
+        kept = self.recipe()
+        attributes = kept.data.attributes | recipe.data.attributes
+        free = {key: getattr(recipe.data, key) for key in ("path", "download", "attributes")}
+        kept.data = kept.data.model_copy(update=free)
+        self.check_same(kept, recipe, ["generator", "data", "seed"])
+        kept.data.attributes = attributes
+        return kept
+
     # The lock
 
     def lock(self) -> Self:
@@ -160,6 +174,18 @@ class Run:
 
     def prior_train_path(self, kind: str) -> Path:
         return self.path / f"prior-{kind}.train.safetensors"
+
+    def label_path(self, name: str) -> Path:
+        return self.path / f"label-{name}.safetensors"
+
+    def label_train_path(self, name: str) -> Path:
+        return self.path / f"label-{name}.train.safetensors"
+
+    def label_paths(self) -> list[Path]:
+        """The trained labels' files."""
+        return [
+            p for p in self.checkpoints() if p.name.startswith("label-") and not p.name.endswith(".train.safetensors")
+        ]
 
     @property
     def metrics_path(self) -> Path:

@@ -10,8 +10,9 @@ import time
 import torch
 from torch import Tensor
 
-from hebmtool import checkpoint, data, metrics, picture
+from hebmtool import checkpoint, data, labels, metrics, picture
 from hebmtool.console import note, progress
+from hebmtool.energy import CALIBRATION_DRAWS
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import readjust_batchnorm
 from hebmtool.prior import EBM, Noise, Prior, make_prior
@@ -24,7 +25,6 @@ from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, sav
 LOSS_BOUND = 1e15
 # Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
 STATISTICS = "generator."
-CALIBRATION_DRAWS = 512
 
 
 def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
@@ -91,8 +91,10 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         header = checkpoint.header(train_path)
         # A finished prior may be trained on, at another learning rate too.
         old = checkpoint.recipe(train_path, header)
-        free = {key: getattr(config, key) for key in ("iterations", "lr", "lr_decay", *HOUSEKEEPING)}
+        may_change = ("iterations", "lr", "lr_decay", "label_iterations", "label_lr", *HOUSEKEEPING)
+        free = {key: getattr(config, key) for key in may_change}
         old.train_prior = old.train_prior.model_copy(update=free)
+        old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in ("labels", "label_layers")})
         Run.check_same(old, recipe, ["prior", "train_prior"])
         if header.extra != origin:
             raise HebmError(
@@ -104,9 +106,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
             f"{run.path} has a '{kind}' prior already; continue it with --resume, move {path.name} and "
             f"{train_path.name} away, or copy the run's folder and train in the copy with --set name=COPY"
         )
-    kept = run.recipe()
-    kept.data = kept.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
-    Run.check_same(kept, recipe, ["generator", "data", "seed"])
+    kept = run.check_stage_one(recipe)
     unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
     if unfinished > 0 and recipe.train_vae == kept.train_vae:
         note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
@@ -118,6 +118,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
             f"{whole.image_shape}; use the data it was trained on"
         )
     data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
+    labels.check(recipe, whole, images)
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
     if features is not None:
         features(test.batch([0, 1]))  # a network that does not fit is better known before training than after

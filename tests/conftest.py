@@ -1,9 +1,11 @@
-"""Shared by the tests: --slow, one thread, and a tiny frozen generator."""
+"""Shared by the tests: --slow, one thread, the command in this process, and a tiny frozen generator."""
+
+import sys
 
 import pytest
 import torch
 
-from hebmtool import recipe
+from hebmtool import cli, recipe
 from hebmtool.generator import Generator
 
 TINY = {
@@ -34,6 +36,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def hebm(monkeypatch, capsys):
+    """Run the command in this process; (exit status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
 
 
 @pytest.fixture

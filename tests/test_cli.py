@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from hebmtool import checkpoint, cli
+from hebmtool import checkpoint
 
 TINY = [
     *("--set", "generator.layers_per_scale=1", "--set", "generator.latent_channels=2"),
@@ -32,21 +32,6 @@ TINY = [
     *("--set", "prior.energy.width=8", "--set", "prior.steps=2", "--set", "evaluate.samples=32"),
     *("--set", "train_vae.iterations=12", "--set", "train_prior.iterations=6"),
 ]
-
-
-@pytest.fixture
-def hebm(monkeypatch, capsys):
-    """Run the command in this process; (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
 
 
 def spawn(*arguments: object, **options) -> subprocess.Popen:

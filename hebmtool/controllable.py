@@ -1,0 +1,254 @@
+"""Controllable synthesis: samples of the prior under conditions on labels, and a judgement of them.
+
+    u_t ~ p(u_t | u_{t+1}, y) ~ exp(F(z, t) + sum_a w_a log p(y_a | z, t)) N(u_t; ...)      at every level t
+
+(HEBM, https://arxiv.org/abs/2405.13910, Figures 4 and 5; the coupling is `hebmtool.labels`'s).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hebmtool import classifier, data, metrics, picture
+from hebmtool.console import progress
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.labels import CLASS, Condition, LabelEnergy, values_of
+from hebmtool.prior import EBM, Noise, Prior
+from hebmtool.recipe import Recipe
+from hebmtool.run import Run
+
+EVERY = "all"
+SHOWN = 16
+PAIRS = 2000
+"""Pairs of images whose mean feature distance is a class's diversity."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of one label: a value's name, or `all` for each in turn; weighted."""
+
+    label: str
+    value: str
+    weight: float = 1.0
+
+
+def parse(text: str) -> Wish:
+    """NAME=VALUE or NAME=VALUE:WEIGHT.  Raises UsageError."""
+    name, equals, rest = text.partition("=")
+    value, colon, weight = rest.partition(":")
+    try:
+        number = float(weight) if colon else 1.0
+    except ValueError:
+        number = float("nan")
+    if not (name and equals and value) or not np.isfinite(number):
+        raise UsageError(f"--attribute '{text}' is malformed; write NAME=VALUE or NAME=VALUE:WEIGHT, as Smiling=1:0.5")
+    return Wish(name, value, number)
+
+
+def rows(wishes: Sequence[Wish], labels: dict[str, LabelEnergy]) -> list[list[Wish]]:
+    """Every combination of values asked for, one row of the picture each.
+
+    Raises:
+        UsageError: nothing asked, a label asked twice, or a label or value that does not exist; known ones are named.
+    """
+    if not wishes:
+        raise UsageError("say what to condition on: --class VALUE, --class all, or --attribute NAME=VALUE")
+    choices = []
+    for wish in wishes:
+        if wish.label not in labels:
+            known = f"it has {', '.join(sorted(labels))}" if labels else "it has none"
+            raise UsageError(
+                f"the run has no trained label '{wish.label}'; {known}; couple it with "
+                f"`hebm train-prior RECIPE --finetune --set prior.labels={wish.label}`"
+            )
+        label = labels[wish.label]
+        values = label.values if wish.value == EVERY else [label.values[label.index(wish.value)]]
+        choices.append([Wish(wish.label, value, wish.weight) for value in values])
+    names = [wish.label for wish in wishes]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"the label {max(names, key=names.count)} is asked for more than once; ask for each label once"
+        )
+    return [list(row) for row in itertools.product(*choices)]
+
+
+def title(row: Sequence[Wish]) -> str:
+    return ", ".join(f"{w.label} {w.value}" + (f" x{w.weight:g}" if w.weight != 1 else "") for w in row)
+
+
+def conditions(row: Sequence[Wish], labels: dict[str, LabelEnergy], n: int, device: torch.device) -> list[Condition]:
+    """The terms that one row adds to F, for a batch of n."""
+    return [
+        Condition(labels[w.label], torch.full((n,), labels[w.label].index(w.value), device=device), w.weight)
+        for w in row
+    ]
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior,
+    labels: dict[str, LabelEnergy],
+    wanted: Sequence[Sequence[Wish]],
+    n: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    steps: int | None = None,
+) -> list[Tensor]:
+    """n images for each row of wishes, uint8 [n, C, H, W].
+
+    Image i of a seed sees the same noise in every row, and is the same at any batch size.
+
+    Raises:
+        HebmError: the prior has no energy to couple, or its chain left the numbers.
+    """
+    if not isinstance(prior, EBM):
+        raise HebmError(f"the {prior.kind} prior has no energy that labels could be coupled to; train diffusion-ebm")
+    generator, out = prior.generator, []
+    device = generator.constant.device
+    with progress("sampling under conditions", n * len(wanted)) as bar:
+        for row in wanted:
+            parts = []
+            for indices in torch.arange(n).split(batch_size):
+                given = prior.given(conditions(row, labels, len(indices), device))
+                u = given.sample(Noise(seed, indices.tolist(), generator.D, device), steps, temperature)
+                if not u.isfinite().all():
+                    raise HebmError(f"the chain diverged under {title(row)}; use a smaller weight, or fewer --steps")
+                parts.append(picture.to_uint8(generator.images(u)))
+                bar.advance(len(indices))
+            out.append(torch.cat(parts))
+    return out
+
+
+@dataclass
+class Layers:
+    """Which layers carry a label: images [parts, n, C, H, W] in which only that part of the layers was resampled, under
+    the condition; `base` [n, C, H, W] is what they started from; `parts` names the layers of each, top first."""
+
+    base: Tensor
+    images: Tensor
+    parts: list[list[int]]
+
+
+@torch.no_grad()
+def across_layers(
+    prior: EBM,
+    labels: dict[str, LabelEnergy],
+    row: Sequence[Wish],
+    n: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    steps: int | None = None,
+) -> Layers:
+    """Resample one layer at a time under the conditions, all others held at an unconditional draw; then all of them."""
+    generator = prior.generator
+    device, L = generator.constant.device, generator.L
+    base = list(prior.trajectory(Noise(seed, range(n), generator.D, device), steps, temperature))
+    given = prior.given(conditions(row, labels, n, device))
+    images, parts = [], [[l] for l in range(L)] + [list(range(L))]
+    with progress("resampling layer by layer", len(parts)) as bar:
+        for part in parts:
+            mask = torch.ones(generator.D, dtype=torch.bool, device=device)
+            for l in part:
+                mask[generator.slices[l]] = False
+            noise = Noise(seed + 1, range(n), generator.D, device)
+            *_, u = given.trajectory(noise, steps, temperature, held=(mask, base))
+            images.append(picture.to_uint8(generator.images(u)))
+            bar.advance()
+    numbers = [[generator.layer_number(l) for l in part] for part in parts]
+    return Layers(picture.to_uint8(generator.images(base[-1])), torch.stack(images), numbers)
+
+
+def judge(images: Tensor, row: Sequence[Wish], judges: dict[str, tuple[classifier.Classifier, list[str]]]) -> dict:
+    """The share of images [n, C, H, W] in which each label, and all together, are as asked; a negative weight asks for
+    any other value."""
+    right = {}
+    for wish in row:
+        model, values = judges[wish.label]
+        found = model.predict(images) == values.index(wish.value)
+        right[wish.label] = found if wish.weight > 0 else ~found
+    together = torch.stack(list(right.values())).all(0)
+    return {
+        "asked": title(row),
+        "controllability": together.float().mean().item(),
+        "by_label": {name: found.float().mean().item() for name, found in right.items()},
+    }
+
+
+def diversity(features: np.ndarray, seed: int = 0) -> float:
+    """Mean distance between the features [N, D] of two different images."""
+    rng = np.random.default_rng(seed)
+    i, j = rng.integers(len(features), size=(2, PAIRS))
+    apart = i != j
+    return float(np.linalg.norm(features[i[apart]] - features[j[apart]], axis=1).mean())
+
+
+def report(
+    sets: Sequence[Tensor], wanted: Sequence[Sequence[Wish]], run: Run, recipe: Recipe, device: torch.device
+) -> dict:
+    """Figures of what `sample` drew, by judges and features that know only real images.
+
+    Returns {"classifiers": {label: its accuracy on real test images}, "rows": one entry per row: controllability (share
+    as asked), and where a feature network fits, fd (Frechet distance to the real test images that are as asked) and
+    diversity (mean pairwise feature distance, as a ratio to that of as many real ones)}.
+    """
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    judges, accuracies = {}, {}
+    for name in {wish.label for row in wanted for wish in row}:
+        model, accuracies[name] = classifier.trained(name, run, recipe, images, test, device)
+        judges[name] = (model, values_of(name, images, recipe.data)[1])
+    features = metrics.load_features(recipe.evaluate.features, images.shape, device)
+    real = None if features is None else features(test.batch(range(len(test))))
+    entries = []
+    for drawn, row in zip(sets, wanted, strict=True):
+        entry = judge(drawn, row, judges) | {"samples": len(drawn)}
+        if features is not None and len(drawn) > 1:
+            kept = torch.ones(len(test), dtype=torch.bool)
+            for wish in row:
+                y, values = values_of(wish.label, test, recipe.data)
+                kept &= (y == values.index(wish.value)) == (wish.weight > 0)
+            as_asked, found = real[kept.numpy()], features(drawn)
+            if len(as_asked) > 1:
+                entry["fd"] = metrics.frechet_distance(found, as_asked)
+                entry["diversity"] = diversity(found) / diversity(as_asked)
+                entry["reference"] = len(as_asked)
+        entries.append(entry)
+    return {"classifiers": accuracies, "features": None if features is None else features.name, "rows": entries}
+
+
+def lines(figures: dict) -> list[str]:
+    """`report`'s figures, a line each."""
+    out = [
+        f"the classifier of {k} is right on {100 * v:.1f}% of real test images"
+        for k, v in figures.get("classifiers", {}).items()
+    ]
+    for entry in figures["rows"]:
+        where = f", layers {entry['resampled']} resampled" if entry.get("resampled") else ""
+        line = f"{entry['asked']}{where}: {100 * entry['controllability']:.1f}% of {entry['samples']} as asked"
+        if "fd" in entry:
+            line += f", FD {entry['fd']:.3f}, diversity {entry['diversity']:.2f} of real images'"
+        out.append(line)
+    return out
+
+
+def figure(sets: Sequence[Tensor], wanted: Sequence[Sequence[Wish]], shares: Sequence[float] | None) -> Image.Image:
+    """The picture: a grid for one row of wishes, else a titled row of up to `SHOWN` images for each."""
+    if len(sets) == 1:
+        return picture.grid(sets[0])
+    titles = [title(row) if len(row) > 1 or row[0].label != CLASS else row[0].value for row in wanted]
+    if shares is not None:
+        titles = [f"{t}  ({100 * share:.0f}%)" for t, share in zip(titles, shares, strict=True)]
+    return picture.rows([(t, images[:SHOWN]) for t, images in zip(titles, sets, strict=True)])
+
+
+def layers_figure(found: Layers, shares: Sequence[float] | None) -> Image.Image:
+    """A row of images per part of the hierarchy that was resampled, under the base they started from."""
+    titles = ["base"] + [f"layer {part[0]}" if len(part) == 1 else "all layers" for part in found.parts]
+    if shares is not None:
+        titles = [f"{t}  ({100 * share:.0f}%)" for t, share in zip(titles, shares, strict=True)]
+    return picture.rows([(t, images[:SHOWN]) for t, images in zip(titles, [found.base, *found.images], strict=True)])
