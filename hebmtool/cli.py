@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -366,8 +367,8 @@ def hier_sample(
     """Resample some layers and hold the others: what of the image does each layer carry?
 
     Rows are base samples, framed; columns their resamples, drawn from the prior of the varied layers given those held.
-    --layer K resamples the layers above K.  --all shows the whole hierarchy (at most 8 rows of each part, many layers
-    in six parts), and with --json measures every single layer.  Prints the path written.  Examples:
+    --layer K resamples the layers above K.  --all shows the whole hierarchy (the first 4 rows of each part, many layers
+    in six parts), and with --json measures every row and every single layer.  Prints the path written.  Examples:
 
         hebm hier-sample --layer 3
 
@@ -426,6 +427,172 @@ def hier_sample(
     report = {"run": str(opened.path), "prior": trained.kind, "rows": rows, "columns": columns, "seed": seed}
     report |= {"features": None if features is None else features.name, "parts": found}
     print(json.dumps(report | {"falls": not risen if every else None, "picture": str(sink.path)}))
+
+
+@app.command("ood-score", rich_help_panel="Use")
+def ood_score(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Images, folders (at any depth), .npz or .npy files, or - for one path per line on stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Use the layers above this one (1 = bottom; 0 uses all).",
+            show_default="chosen on the run's test images and the generator's own draws",
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="energy; likelihood (the ELBO in nats, layers up to --layer drawn from the prior); or llr (Havtorn's "
+            "likelihood ratio, its sign turned so that high is in-distribution here too).",
+            show_default="energy; with --auroc all three",
+        ),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="inference scores the image's own latents; diffusion noises them and lets the prior bring them back.",
+            show_default="inference; with --auroc both",
+        ),
+    ] = None,
+    level: Annotated[int, typer.Option(min=1, help="Noise level of the diffusion scheme.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Posterior draws averaged per image.")] = 4,
+    auroc: Annotated[
+        bool, typer.Option("--auroc", help="Hold the scores against out-of-distribution sets, at every cut.")
+    ] = False,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="Such a set: a folder, .npz or .npy; repeatable.", show_default="a built-in battery"
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=2, help="Images per set, with --auroc.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws and of the battery.")] = 0,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="gaussian, ebm or diffusion-ebm.", show_default="diffusion-ebm if trained, else ebm"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored, and printed, at a time.")] = 64,
+    out: Annotated[
+        str | None, typer.Option(help="A .png for the figure of --auroc.", show_default="in the run's samples")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line; with --auroc a single one.")] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score how in-distribution images are to a run: high = in-distribution.
+
+    Prints a line per image, SCORE, tab, PATH, as they come.  Any image is cropped as the run's own were, turned grey
+    or RGB and resized to the run's shape.  What cannot be read is named on stderr, and the exit status is then 1.
+
+    --auroc holds the run's test images against out-of-distribution sets, these being the positives: AUROC, AUPRC and
+    the share of test images flagged when 95% of the others are, with 95% bootstrap intervals, at every cut.  Without
+    --ood the sets are made of the run's own images and of what scikit-learn carries.  Also draws the figure.  Examples:
+
+        find imgs -name '*.png' | hebm ood-score - | sort -n | head
+
+        hebm ood-score --auroc --ood cats/ --ood dogs.npz
+    """
+    from hebmtool import checkpoint, data
+    from hebmtool import ood as scores
+    from hebmtool.sample import Sink
+
+    if auroc and paths:
+        raise UsageError(f"--auroc scores the run's own test images, and '{paths[0]}' is named too; give it by --ood")
+    if not auroc and not paths:
+        raise UsageError("say what to score: give images, folders, .npz files or -, or --auroc")
+    for option, given in (("--ood", ood), ("--out", out)):
+        if given and not auroc:
+            raise UsageError(f"{option} belongs to --auroc; add that, or drop {option}")
+    sink = None if out is None else Sink(out, force=force)
+    if sink is not None and sink.kind != "png":
+        raise UsageError(f"--out is '{out}'; ood-score draws a figure: give a .png")
+    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    settings, shape = opened.recipe(), trained.generator.image_shape
+    unread = 0
+
+    def failed(error: HebmError) -> None:
+        nonlocal unread
+        unread += 1
+        note(f"hebm: {error}")
+
+    def scorer(score: str, scheme: str) -> scores.Scorer:
+        return scores.Scorer(trained, settings, score, scheme, level, draws, seed)
+
+    if auroc:
+        wanted = [(score or "energy", scheme or "inference")]
+        if scheme is None and score in (None, "energy") and trained.kind == "diffusion-ebm":
+            wanted.append(("energy", "diffusion"))
+        if score is None and scheme is None:
+            # The ratio has no cut 0.
+            ratio = layer != 0 and trained.generator.L > 1
+            wanted += [("likelihood", "inference")] + [("llr", "inference")] * ratio
+        scorers = [scorer(*each) for each in wanted]
+        if layer is not None:
+            for each in scorers:
+                each.check(layer)
+        sets = scores.given_sets(ood, settings, shape, n, failed) if ood else None
+        found = scores.compare(scorers, data.load(settings.data, "test"), n, layer, sets)
+        path = opened.samples_dir / f"ood-{trained.kind}.png" if sink is None else sink.path
+        checkpoint.write_bytes(path, scores.figure(found))
+        if as_json:
+            report = {"run": str(opened.path), "prior": trained.kind, "positives": "out-of-distribution"}
+            report |= {"images": len(found[0].inside), "methods": [each.figures() for each in found]}
+            print(json.dumps(report | {"picture": str(path)}))
+        else:
+            print(scores.table(found))
+            for each in found:
+                print(each.sentence())
+            note(f"figure: {path}")
+    else:
+        one = scorer(score or "energy", scheme or "inference")
+        if layer is not None:
+            cut = one.check(layer)
+        else:
+            cut, _ = scores.default_cut(one, _test_images(settings))
+        # Names of files need not be text.
+        sys.stdout.reconfigure(errors="surrogateescape")
+        count = 0
+        named = scores.read(_expanded(paths), settings, shape, failed)
+        try:
+            for name, value in scores.stream(one, named, cut, batch_size):
+                line = {"path": name, "score": value, "method": one.name, "layer": cut}
+                print(json.dumps(line) if as_json else f"{value:.6g}\t{name}", flush=True)
+                count += 1
+        except BrokenPipeError as error:
+            # Left to itself, typer would make a failure of it.
+            raise typer.Exit(max(_explain(error, False), int(unread > 0))) from None
+        if not count and not unread:
+            raise HebmError("no image was named on standard input; give one path per line")
+    if unread:
+        raise typer.Exit(1)
+
+
+def _test_images(settings):
+    from hebmtool import data
+
+    try:
+        return data.load(settings.data, "test")
+    except HebmError as error:
+        raise HebmError(f"the cut is chosen on the run's test images, but {error}; or give --layer") from error
+
+
+def _expanded(paths: list[str]) -> Iterator[str]:
+    """The paths, with those on standard input, one a line, in place of -."""
+    for path in paths:
+        if path == "-":
+            yield from (os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer if line.strip())
+        else:
+            yield path
 
 
 @app.command("import-nvae", rich_help_panel="Train")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hebmtool import classifier, data, metrics, picture
+from hebmtool import classifier, data, hierarchy, metrics, picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.labels import CLASS, Condition, LabelEnergy, values_of
@@ -150,18 +150,14 @@ def across_layers(
     device, L = generator.constant.device, generator.L
     base = list(prior.trajectory(Noise(seed, range(n), generator.D, device), steps, temperature))
     given = prior.given(conditions(row, labels, n, device))
-    images, parts = [], [[l] for l in range(L)] + [list(range(L))]
+    images, parts = [], [[number] for number in range(L, 0, -1)] + [list(range(L, 0, -1))]
     with progress("resampling layer by layer", len(parts)) as bar:
         for part in parts:
-            mask = torch.ones(generator.D, dtype=torch.bool, device=device)
-            for l in part:
-                mask[generator.slices[l]] = False
             noise = Noise(seed + 1, range(n), generator.D, device)
-            *_, u = given.trajectory(noise, steps, temperature, held=(mask, base))
+            *_, u = hierarchy.resample(given, base, hierarchy.coordinates(generator, part), noise, steps, temperature)
             images.append(picture.to_uint8(generator.images(u)))
             bar.advance()
-    numbers = [[generator.layer_number(l) for l in part] for part in parts]
-    return Layers(picture.to_uint8(generator.images(base[-1])), torch.stack(images), numbers)
+    return Layers(picture.to_uint8(generator.images(base[-1])), torch.stack(images), parts)
 
 
 def judge(images: Tensor, row: Sequence[Wish], judges: dict[str, tuple[classifier.Classifier, list[str]]]) -> dict:

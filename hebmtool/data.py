@@ -97,12 +97,26 @@ class Images:
             raise IndexError(f"images are numbered 0 .. {self._n - 1}, but {min(indices)} .. {max(indices)} were asked")
         return self._read(indices) if indices else torch.empty(0, *self.shape, dtype=torch.uint8)
 
+    def subset(self, kept: Sequence[int] | Tensor) -> "Images":
+        """The images numbered `kept`, in that order."""
+        kept = [int(i) for i in kept]
+        return Images(
+            len(kept),
+            self.shape,
+            lambda indices: self._read([kept[i] for i in indices]),
+            labels=None if self.labels is None else self.labels[kept],
+            classes=self.classes,
+            attributes={name: has[kept] for name, has in self.attributes.items()},
+            names=None if self.names is None else [self.names[i] for i in kept],
+        )
+
 
 def load(data: recipe.Data, split: Split) -> Images:
     """The images a recipe names.
 
     Sources without a test split hold out `test_fraction` of the images, the same ones every time. Folders come in a
-    fixed shuffle, so that the first few (`data.limit`) are of all classes. `data.limit` shortens the training split.
+    fixed shuffle, so that the first few (`data.limit`) are of all classes. `data.exclude` takes classes out of the
+    training split, and `data.limit` shortens it; the test split keeps everything.
 
     Raises:
         UsageError: `data.path` is missing where the source needs it.
@@ -111,9 +125,17 @@ def load(data: recipe.Data, split: Split) -> Images:
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, but must be 'train' or 'test'")
     readers = {"digits": _digits, "folder": _folder, "array": _array, "celeba": _celeba, "lsun": _lsun}
-    images = readers.get(data.source, _torchvision_array)(data, split)
+    leave_out = data.exclude and split == "train"
+    # The limit counts what is left.
+    wanted = data.model_copy(update={"limit": None}) if leave_out else data
+    images = readers.get(data.source, _torchvision_array)(wanted, split)
     for name, classes in data.attributes.items():
         images.attributes[name] = _of_classes(images, classes, f"data.attributes.{name}")
+    if leave_out:
+        kept = (~_of_classes(images, data.exclude, "data.exclude")).nonzero()[: data.limit, 0]
+        if not len(kept):
+            raise HebmError("data.exclude leaves no image to train on; exclude fewer classes")
+        images = images.subset(kept)
     return images
 
 
@@ -241,6 +263,37 @@ def read_image(path: str | Path, data: recipe.Data) -> Tensor:
         HebmError: the file is absent, no image, damaged, or smaller than `data.crop`.
     """
     return _decode(path, str(path), data)
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """All images of an .npz or .npy file, uint8 [N, C, H, W] in their own size; where there are two splits, the test
+    one.  An .npy stays on disk.
+
+    Raises:
+        HebmError: the file is absent, damaged, or of an unknown layout.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise HebmError(f"the array file {path} does not exist; check the path")
+    keys, arrays, _ = _opened_arrays(path, "test")
+    return _channels_first(arrays["x"], f"{keys['x']} of {path}")
+
+
+def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
+    """Any images, uint8 [N, c, h, w], in the shape (C, H, W) of those that `data` made.
+
+    `data.crop` where they are large enough for it, then grey or RGB, then resized to cover H x W, the middle kept.
+    """
+    channels, *sides = shape
+    crop = data.crop if data.crop and data.crop <= min(x.shape[2:]) else None
+    x = _fit(x, data.model_copy(update={"channels": channels, "crop": crop, "size": None}))
+    if list(x.shape[2:]) != sides:
+        scale = max(side / found for side, found in zip(sides, x.shape[2:], strict=True))
+        cover = [max(round(found * scale), side) for side, found in zip(sides, x.shape[2:], strict=True)]
+        x = F.interpolate(x, size=cover, mode="bilinear", antialias=True)
+        top, left = ((found - side) // 2 for side, found in zip(sides, cover, strict=True))
+        x = x[:, :, top : top + sides[0], left : left + sides[1]].contiguous()
+    return x
 
 
 def _decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data) -> Tensor:
@@ -477,6 +530,23 @@ def _array(data: recipe.Data, split: Split) -> Images:
         raise HebmError(
             f"data.path {path} is a folder, not an .npz or .npy file; for image files set data.source=folder"
         )
+    keys, arrays, hold_out = _opened_arrays(path, split)
+    images = {role: _channels_first(arrays[role], f"{keys[role]} of {path}") for role in ("x", "other") if role in keys}
+    if "other" in images and images["other"].shape[1:] != images["x"].shape[1:]:
+        raise HebmError(
+            f"the images of {path} differ in size: {keys['x']} has shape {arrays['x'].shape} and {keys['other']} "
+            f"{arrays['other'].shape}; give both one height, width and number of channels"
+        )
+    labels, classes = arrays.get("y"), arrays.get("classes")
+    if classes is not None:
+        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in classes.ravel().tolist()]
+    if labels is not None:
+        labels = _checked_labels(labels, len(images["x"]), classes, f"{keys['y']} of {path}")
+    return _in_memory(images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes)
+
+
+def _opened_arrays(path: Path, split: Split) -> tuple[dict[str, str], dict[str, np.ndarray], bool]:
+    """Role -> key, role -> array, and whether to hold out (`_array_keys`), of an .npz or .npy."""
     try:
         # No pickles: they run code. A bare array stays on disk.
         opened = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -495,19 +565,7 @@ def _array(data: recipe.Data, split: Split) -> Images:
             f"{path} cannot be read as an .npz or .npy file of plain arrays ({reason}); save it with "
             "numpy.savez or numpy.save"
         ) from error
-
-    images = {role: _channels_first(arrays[role], f"{keys[role]} of {path}") for role in ("x", "other") if role in keys}
-    if "other" in images and images["other"].shape[1:] != images["x"].shape[1:]:
-        raise HebmError(
-            f"the images of {path} differ in size: {keys['x']} has shape {arrays['x'].shape} and {keys['other']} "
-            f"{arrays['other'].shape}; give both one height, width and number of channels"
-        )
-    labels, classes = arrays.get("y"), arrays.get("classes")
-    if classes is not None:
-        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in classes.ravel().tolist()]
-    if labels is not None:
-        labels = _checked_labels(labels, len(images["x"]), classes, f"{keys['y']} of {path}")
-    return _in_memory(images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes)
+    return keys, arrays, hold_out
 
 
 def _array_keys(found: list[str], path: Path, split: Split) -> tuple[dict[str, str], bool]:

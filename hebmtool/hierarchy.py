@@ -35,7 +35,7 @@ from hebmtool.training import derive_seed
 VARY = ("above", "below", "only")
 MOST_COLUMNS = 1000
 MOST_BLOCKS = 6
-SHOWN_ROWS = 8  # of each block, where there are several blocks
+SHOWN_ROWS = 4  # of each block, where there are several
 BASE = (214, 39, 40)  # the frame's colour
 
 
@@ -257,7 +257,11 @@ def rises(entries: Sequence[dict]) -> list[str]:
     for kind in ("pixel", "feature"):
         values = [entry.get(f"{kind}_distance") for entry in entries]
         if None not in values and any(below >= above for above, below in zip(values, values[1:], strict=False)):
-            listed = ", ".join(f"{title(e['layers'])} {v:.3g}" for e, v in zip(entries, values, strict=True))
+            errors = [entry.get(f"{kind}_error") for entry in entries]
+            listed = ", ".join(
+                f"{title(entry['layers'])} {value:.3g}" + ("" if error is None else f" ± {error:.2g}")
+                for entry, value, error in zip(entries, values, errors, strict=True)
+            )
             sentences.append(f"the {kind} change does not fall from top to bottom: {listed}")
     return sentences
 
@@ -267,7 +271,7 @@ def rises(entries: Sequence[dict]) -> list[str]:
 
 def figure(drawn: Resampled) -> Image.Image:
     """A titled block per part, top to bottom: a row per base, the base framed in the first column, then its resamples.
-    Of several blocks each shows the first eight bases at most."""
+    Of several blocks each shows the first four bases at most."""
     shown = len(drawn.base) if len(drawn.parts) == 1 else min(len(drawn.base), SHOWN_ROWS)
     columns = drawn.images.shape[2] + 1
     margin, size = 10, 16

@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 from hebmtool import recipe as recipes
 from hebmtool.energy import Energy
 from hebmtool.generator import Generator, TopDown
-from hebmtool.langevin import Held, hold, langevin, preconditioned
+from hebmtool.langevin import Held, hold, langevin, preconditioned, underdamped
 from hebmtool.schedule import Schedule
 from hebmtool.training import derive_seed
 
@@ -172,7 +172,7 @@ class EBM(Prior):
         return F
 
     def scale(self, t: Tensor) -> Tensor:
-        """What divides F in the log density, [N]: b_t^2 for the published chain, 1 for the preconditioned one."""
+        """What divides F in the log density, [N]: b_t^2 for the published chain, 1 for the others."""
         if self.config.chain == "langevin":
             return torch.full((len(t),), self.config.eta, device=t.device)
         return torch.ones(len(t), device=t.device)
@@ -200,7 +200,14 @@ class EBM(Prior):
                 b = self.scale(t).sqrt()[:, None]
                 return langevin(lambda u: self.F(u, t), u_next, steps, b, a, sigma, r, noise, temperature, held)
             m = r * a * u_next
-            return preconditioned(lambda u: self.F(u, t), m, sigma, steps, self.config.h, noise, temperature, held)
+            return self._chain(t, m, sigma, steps, self.config.h, noise, temperature, held)
+
+    def _chain(self, t: Tensor, m: Tensor, sigma: Tensor, steps: int, h: float, *more, **keys) -> Tensor:
+        """The preconditioned or the underdamped chain, on exp(F(T(u), t)) N(u; m, sigma^2)."""
+        if self.config.chain == "preconditioned":
+            return preconditioned(lambda u: self.F(u, t), m, sigma, steps, h, *more, **keys)
+        theta, persistence = self.config.theta, self.config.persistence
+        return underdamped(lambda u: self.F(u, t), m, sigma, steps, theta, persistence, *more, **keys)
 
     def relax(
         self,
@@ -221,7 +228,7 @@ class EBM(Prior):
             # N(0, I) is wider than level 0's Gaussian conditional; F, learned under that one, gets steps no longer.
             _, sigma, _ = self.conditional(t)
             h = -math.log1p((math.exp(-self.config.h) - 1) * float(sigma[0]) ** 2) if len(u_0) else self.config.h
-            return preconditioned(lambda u: self.F(u, t), 0 * u_0, one, steps, h, noise, temperature, held, start=u_0)
+            return self._chain(t, 0 * u_0, one, steps, h, noise, temperature, held, start=u_0)
 
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, sigma, r), each [N, 1], of the Gaussian conditional that F tilts: here N(0, I) itself."""

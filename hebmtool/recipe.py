@@ -45,6 +45,7 @@ class Data(Part):
     bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
     limit: int | None = Field(None, ge=1, description="use only the first this many training images")
+    exclude: list[str] = Field(default_factory=list, description="classes left out of the training split")
     attributes: dict[str, list[str]] = Field(
         default_factory=dict, description="binary attributes made of classes: name -> the classes that have it"
     )
@@ -56,6 +57,11 @@ class Data(Part):
         if isinstance(attributes, Mapping):
             return {k: [str(c) for c in v] if isinstance(v, list) else v for k, v in attributes.items()}
         return attributes
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _named_by_numbers(cls, exclude: Any) -> Any:
+        return [str(c) for c in exclude] if isinstance(exclude, list) else exclude
 
 
 class Generator(Part):
@@ -162,12 +168,20 @@ class Prior(Part):
     )
     levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
     level_power: float = Field(
-        1.0, gt=0, description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise"
+        1.0,
+        gt=0,
+        description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise",
     )
     steps: int = Field(50, ge=1, description="K, Langevin steps per level")
-    chain: Literal["langevin", "preconditioned"] = Field("langevin", description="'langevin' is the published chain")
+    chain: Literal["langevin", "preconditioned", "underdamped"] = Field(
+        "langevin", description="'langevin' is the published chain"
+    )
     eta: float = Field(3e-5, gt=0, description="step size of the published chain")
     h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
+    theta: float = Field(0.5, gt=0, lt=1.6, description="step size of the underdamped chain, an angle (radians)")
+    persistence: float = Field(
+        0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
+    )
     objective: Literal["recovery", "nce", "score-matching"] = Field(
         "recovery", description="recovery likelihood, noise-contrastive estimation, or denoising score matching"
     )

@@ -23,6 +23,8 @@ from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, sav
 
 # Beyond this the objective has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
+# How a prior is sampled, as far as learning without chains is concerned.
+SAMPLER = ("chain", "steps", "h", "theta", "persistence")
 # Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
 STATISTICS = "generator."
 
@@ -94,7 +96,10 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         may_change = ("iterations", "lr", "lr_decay", "label_iterations", "label_lr", *HOUSEKEEPING)
         free = {key: getattr(config, key) for key in may_change}
         old.train_prior = old.train_prior.model_copy(update=free)
-        old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in ("labels", "label_layers")})
+        may_change = ["labels", "label_layers"]
+        if recipe.prior.objective != "recovery" and "langevin" not in (old.prior.chain, recipe.prior.chain):
+            may_change += SAMPLER  # nothing was learned with it
+        old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in may_change})
         Run.check_same(old, recipe, ["prior", "train_prior"])
         if header.extra != origin:
             raise HebmError(

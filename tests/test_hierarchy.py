@@ -20,7 +20,7 @@ from hebmtool.sample import sample
 from hebmtool.train_prior import train_prior
 from hebmtool.train_vae import train_vae
 
-CHAINS = ["langevin", "preconditioned"]
+CHAINS = ["langevin", "preconditioned", "underdamped"]
 
 
 def make(generator, kind="diffusion-ebm", chain="preconditioned", **keys):
@@ -310,13 +310,13 @@ def test_changes_are_means_with_errors_over_bases():
 def test_a_rise_is_said():
     def entries(pixel, feature):
         return [
-            {"layers": [3 - i], "pixel_distance": p, "feature_distance": f}
+            {"layers": [3 - i], "pixel_distance": p, "pixel_error": None, "feature_distance": f, "feature_error": 0.25}
             for i, (p, f) in enumerate(zip(pixel, feature, strict=True))
         ]
 
     assert hierarchy.rises(entries([0.3, 0.2, 0.1], [9, 8, 7])) == []
     (sentence,) = hierarchy.rises(entries([0.3, 0.2, 0.1], [9, 10, 7]))
-    assert "feature" in sentence and "layer 2 10" in sentence
+    assert "feature" in sentence and "layer 2 10 ± 0.25" in sentence
     assert len(hierarchy.rises(entries([0.3, 0.3, 0.1], [9, 10, 7]))) == 2
     assert hierarchy.rises([{"layers": [1], "pixel_distance": 0.3}]) == []
 

@@ -1,11 +1,11 @@
-"""The two chains: their drift, their noise, and the laws they sample in closed form."""
+"""The chains: their drift, their noise, and the laws they sample in closed form."""
 
 import math
 
 import pytest
 import torch
 
-from hebmtool.langevin import gradient, langevin, preconditioned
+from hebmtool.langevin import gradient, langevin, preconditioned, underdamped
 
 N, D = 4000, 10
 
@@ -165,3 +165,69 @@ def test_published_reaches_the_gaussian_posterior(r, tau):
     variance = tau**2 * b**2 / (1 - decay**2)
     assert variance == pytest.approx(tau**2 / precision, rel=0.03)
     check_moments(u, mean, variance)
+
+
+def test_underdamped_is_a_second_order_integrator_of_the_hamiltonian_flow():
+    """Without friction: du/ds = v, dv/ds = sigma^2 grad F - (u - m), s the angle turned, against scipy's integrator."""
+    from scipy.integrate import solve_ivp
+
+    m, sigma, start = torch.tensor([[0.3, -0.2, 0.5]]).double(), 0.7, torch.tensor([[1.0, 0.4, -0.6]]).double()
+    v, angle = torch.tensor([[0.5, -1.0, 0.2]]).double(), 1.2
+
+    def flow(_, state):
+        u = torch.tensor(state[:3])[None]
+        slope = sigma**2 * gradient(wavy, u) - (u - m)
+        return [*state[3:], *slope[0].tolist()]
+
+    exact = solve_ivp(flow, (0, angle), [*start[0], *v[0]], rtol=1e-10, atol=1e-10).y[:3, -1]
+    errors = []
+    for steps in (8, 16, 32):
+        # The only draw that counts is the momentum's, the first.
+        draws = iter([v / sigma, *[torch.zeros_like(v)] * steps])
+        one = torch.full((1, 1), sigma, dtype=torch.float64)
+        u = underdamped(wavy, m, one, steps, angle / steps, 1.0, lambda: next(draws), start=start)  # noqa: B023
+        errors.append((u[0] - torch.tensor(exact)).norm().item())
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.15) and errors[1] / errors[2] == pytest.approx(4, rel=0.15)
+
+
+@pytest.mark.parametrize(("theta", "persistence", "steps"), [(0.1, 0.9, 5), (0.5, 0.6, 5), (1.4, 0.0, 3)])
+def test_underdamped_is_stationary_at_any_step_size_without_energy(theta, persistence, steps):
+    u = underdamped(flat, torch.full((N, D), 0.5), column(0.7), steps, theta, persistence, noise)
+    check_moments(u, 0.5, 0.49)
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.7])
+def test_underdamped_reaches_the_gaussian_posterior(tau):
+    c, g, m, s = 1.5, 0.8, 0.5, 0.7
+    precision = 1 / s**2 + c
+    u = underdamped(quadratic(c, g), torch.full((N, D), m), column(s), 60, 0.2, 0.7, noise, tau)
+    check_moments(u, (m / s**2 + g) / precision, tau**2 / precision * (1 + 0.2**2 * s**2 * c / 4))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_underdamped_takes_one_gradient_a_step(steps):
+    calls = []
+
+    def counted(u):
+        calls.append(1)
+        return wavy(u)
+
+    u = torch.randn(2, 3)
+    underdamped(counted, u, torch.ones(2, 1), steps, 0.5, 0.6, lambda: torch.randn(2, 3))
+    assert len(calls) == steps
+
+
+def test_more_is_reached_with_as_many_gradients():
+    """Two coordinates correlated 0.8 through F: ten steps of either chain from independence."""
+    C = torch.tensor([[1, 0.8], [0.8, 1]])
+    A = torch.eye(2) - torch.linalg.inv(C)
+
+    def F(u):
+        return 0.5 * ((u @ A) * u).sum(1)
+
+    found = {}
+    draw, one, zero = lambda: torch.randn(20_000, 2), torch.ones(20_000, 1), torch.zeros(20_000, 2)
+    found["preconditioned"] = preconditioned(F, zero, one, 10, 0.3, draw)
+    found["underdamped"] = underdamped(F, zero, one, 10, 0.5, 0.6, draw)
+    error = {k: (torch.cov(u.T) - C).abs().max().item() for k, u in found.items()}
+    assert error["underdamped"] < 0.1 < error["preconditioned"]

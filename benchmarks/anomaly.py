@@ -1,0 +1,104 @@
+"""MNIST with one digit left out of training: how well does each score find that digit?
+
+    python benchmarks/anomaly.py --set data.source=array --set data.path=mnist.npz
+
+For every digit d, the recipe `mnist-anomaly` is trained with data.exclude=[d] (runs of earlier calls are used again, and
+continued where they were cut off).  Then the test images are scored, digit d being the positive: AUPRC of a low score.
+The cut of energy and ratio is chosen without the digit (`hebmtool.ood.blind_cut`), on the first test images of the other
+digits, which are not scored again; "best cut" is the best in hindsight.
+
+The published rows are AUPRC averaged over the last ten epochs of training, of "Learning Hierarchical Features with Joint
+Latent Space Energy-Based Prior" (Cui, Wu & Han 2023, https://arxiv.org/abs/2310.09604); these are of the last checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hebmtool import checkpoint, data, ood, recipe
+from hebmtool.console import note
+from hebmtool.run import Run
+from hebmtool.train_prior import load_prior, train_prior
+from hebmtool.train_vae import train_vae
+from hebmtool.training import pick_device
+
+PUBLISHED = {
+    "VAE": {1: 0.063, 4: 0.337, 5: 0.325, 7: 0.148, 9: 0.104},
+    "latent EBM prior": {1: 0.336, 4: 0.630, 5: 0.619, 7: 0.463, 9: 0.413},
+    "hierarchical VAE, L>0": {1: 0.494, 4: 0.920, 5: 0.913, 7: 0.680, 9: 0.791},
+    "joint hierarchical EBM": {1: 0.722, 4: 0.949, 5: 0.980, 7: 0.941, 9: 0.935},
+}
+
+
+def done(path: Path, iterations: int) -> bool:
+    return path.is_file() and checkpoint.header(path).step >= iterations
+
+
+def trained(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
+    """The run of these settings, trained as far as it is not yet."""
+    run = Run(root / settings.name)
+    if not done(run.generator_path, settings.train_vae.iterations):
+        resume = run.generator_train_path.is_file()
+        with Run.create(root, settings, resume) as run:
+            train_vae(settings, run, device, resume)
+    kind = settings.prior.kind
+    if not done(run.prior_path(kind), settings.train_prior.iterations):
+        with run.lock():
+            train_prior(settings, run, device, run.prior_train_path(kind).is_file())
+    return run
+
+
+def auprc(run: Run, digit: int, device: torch.device, limit: int | None, draws: int) -> dict[str, float]:
+    """Score -> AUPRC of finding the digit among the run's test images."""
+    settings = run.recipe()
+    prior, test = load_prior(run, settings.prior.kind, device), data.load(settings.data, "test")
+    is_digit = test.labels == test.classes.index(str(digit))
+    others = (~is_digit).nonzero()[:, 0]
+    chosen_on = others[: ood.calibration(test)]
+    scored = torch.ones(len(test), dtype=torch.bool)
+    scored[chosen_on] = False
+    scored = scored.nonzero()[:limit, 0]
+    images, positive = test.batch(scored), is_digit[scored].numpy()
+    found = {}
+    for score in ("energy", "likelihood", "llr"):
+        scorer = ood.Scorer(prior, settings, score, draws=draws)
+        values = ood.in_batches(scorer, images)
+        at = [ood.figures_of_merit(column[~positive], column[positive])["auprc"] for column in values.T]
+        if score == "likelihood":
+            found[score] = at[0]
+            continue
+        cut, _ = ood.blind_cut(ood.Scorer(prior, settings, score, draws=1), test.batch(chosen_on))
+        found |= {score: at[scorer.cuts.index(cut)], f"{score}, best cut": max(at)}
+        note(f"{score}: chosen cut {cut}; AUPRC by cut {dict(zip(scorer.cuts, np.round(at, 3).tolist(), strict=True))}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--digits", type=int, nargs="+", default=[1, 4, 5, 7, 9], choices=range(10), metavar="D")
+    parser.add_argument("--recipe", default="mnist-anomaly")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--limit", type=int, help="score only the first this many test images")
+    parser.add_argument("--draws", type=int, default=4, help="posterior draws averaged per image")
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device)
+    table = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
+    for digit in options.digits:
+        own = [f"name=anomaly-{digit}", f"data.exclude=[{digit}]"]
+        run = trained(recipe.load(options.recipe, [*options.set, *own]), options.runs, device)
+        for name, value in auprc(run, digit, device, options.limit, options.draws).items():
+            table.setdefault(name, {})[digit] = value
+        note(f"digit {digit} done")
+    print("| AUPRC, digit left out | " + " | ".join(map(str, options.digits)) + " |")
+    print("|---" * (len(options.digits) + 1) + "|")
+    for name, row in table.items():
+        cells = ("" if row[d] is None else f"{row[d]:.3f}" for d in options.digits)
+        print(f"| {name}{', published' * (name in PUBLISHED)} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
