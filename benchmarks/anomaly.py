@@ -2,13 +2,13 @@
 
     python benchmarks/anomaly.py --set data.source=array --set data.path=mnist.npz
 
-For every digit d, the recipe `mnist-anomaly` is trained with data.exclude=[d] (runs of earlier calls are used again, and
-continued where they were cut off).  Then the test images are scored, digit d being the positive: AUPRC of a low score.
-The cut of energy and ratio is chosen without the digit (`hebmtool.ood.blind_cut`), on the first test images of the other
-digits, which are not scored again; "best cut" is the best in hindsight.
+For every digit d, the recipe `mnist-anomaly` is trained with data.exclude=[d] (runs of earlier calls are used again,
+and continued where they were cut off).  Then the test images are scored, digit d being the positive: AUPRC of a low
+score.  The cut of energy and ratio is chosen without the digit (`hebmtool.ood.blind_cut`), on the first test images of
+the other digits, which are not scored again; "best cut" is the best in hindsight.
 
-The published rows are AUPRC averaged over the last ten epochs of training, of "Learning Hierarchical Features with Joint
-Latent Space Energy-Based Prior" (Cui, Wu & Han 2023, https://arxiv.org/abs/2310.09604); these are of the last checkpoint.
+The published rows ("Learning Hierarchical Features with Joint Latent Space Energy-Based Prior", Cui, Wu & Han 2023,
+https://arxiv.org/abs/2310.09604) average the last ten epochs of training; ours are of the last checkpoint.
 """
 
 import argparse

@@ -434,7 +434,7 @@ def ood_score(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Images, folders (at any depth), .npz or .npy files, or - for one path per line on stdin.",
             show_default=False,
         ),

@@ -36,9 +36,9 @@ def sinusoidal(t: Tensor) -> Tensor:
 class SpectralConv(nn.Module):
     """Convolution divided by its largest singular value ([c_out, rest]); plain where `norm` is off."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, norm: bool):
+    def __init__(self, c_in: int, c_out: int, kernel: int, norm: bool, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, stride=stride)
         self.norm = norm
         self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
         self.register_buffer("right", torch.zeros(c_in * kernel * kernel))
@@ -59,7 +59,7 @@ class SpectralConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight() if self.fixed is None else self.fixed
-        return F.conv2d(x, w, self.conv.bias, padding=self.conv.padding)
+        return F.conv2d(x, w, self.conv.bias, self.conv.stride, self.conv.padding)
 
 
 class LayerEnergy(nn.Module):
@@ -68,9 +68,10 @@ class LayerEnergy(nn.Module):
     Arguments:
         channels: channels read beside the state.
         state: channels of h_i, or 0 when it is not read.
+        size: (h, w).
     """
 
-    def __init__(self, channels: int, state: int, config: recipes.Energy, outputs: int = 1):
+    def __init__(self, channels: int, state: int, size: tuple[int, int], config: recipes.Energy, outputs: int = 1):
         super().__init__()
         width, norm = config.width, config.spectral_norm
         self.read = SpectralConv(channels, width, 3, norm)
@@ -78,7 +79,16 @@ class LayerEnergy(nn.Module):
         self.first = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
         self.second = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
         self.level = nn.ModuleList(nn.Linear(TIME_FEATURES, width) for _ in range(config.blocks))
-        self.head = nn.Linear(width, outputs)
+        down, features = [], width
+        if config.readout == "strided":
+            h, w = size
+            while max(h, w) > 2:
+                down.append(SpectralConv(features if not down else 2 * width, 2 * width, 3, norm, stride=2))
+                h, w, features = (h + 1) // 2, (w + 1) // 2, 2 * width
+            features *= h * w
+        self.strided = config.readout == "strided"
+        self.down = nn.ModuleList(down)
+        self.head = nn.Linear(features, outputs)
         # F starts at 0: the prior starts at the Gaussian.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -89,7 +99,10 @@ class LayerEnergy(nn.Module):
             x = x + self.read_state(state)
         for first, second, shift in zip(self.first, self.second, self.level, strict=True):
             x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None]))
-        return self.head(F.silu(x).sum((2, 3)))
+        x = F.silu(x)
+        for down in self.down:
+            x = F.silu(down(x))
+        return self.head(x.flatten(1) if self.strided else x.sum((2, 3)))
 
 
 class Energy(nn.Module):
@@ -112,7 +125,11 @@ class Energy(nn.Module):
         self.layers = nn.ModuleList(
             # The top state is a constant and says nothing.
             LayerEnergy(
-                2 * z if self.reads_state else z, widths[l] if self.reads_state and l > 0 else 0, config, outputs
+                2 * z if self.reads_state else z,
+                widths[l] if self.reads_state and l > 0 else 0,
+                generator.latent_shapes[l][1:],
+                config,
+                outputs,
             )
             for l in self.chosen
         )

@@ -157,6 +157,9 @@ class Energy(Part):
     reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
     width: int = Field(64, ge=1, description="channels")
     blocks: int = Field(2, ge=1, description="residual blocks")
+    readout: Literal["sum", "strided"] = Field(
+        "sum", description="the last map is summed over pixels, or halved down to 2x2 and read whole"
+    )
     spectral_norm: bool = Field(True, description="spectral normalisation of every convolution (readouts are free)")
 
 

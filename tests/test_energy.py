@@ -11,6 +11,7 @@ from hebmtool.generator import TopDown
 from hebmtool.prior import KINDS, make_prior
 
 READS = ["z", "z+state"]
+READOUTS = ["sum", "strided"]
 
 
 def make_energy(generator, reads="z", trained=True, **keys) -> Energy:
@@ -44,20 +45,22 @@ def deep(make_generator):
 # What it reads
 
 
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("reads", READS)
-def test_energy_starts_at_zero_with_sane_weights(generator, reads):
-    energy = make_energy(generator, reads, trained=False)
+def test_energy_starts_at_zero_with_sane_weights(generator, reads, readout):
+    energy = make_energy(generator, reads, trained=False, readout=readout)
     u = 3 * torch.randn(5, generator.D)
     assert (energy(generator.top_down(u), torch.tensor([0, 1, 2, 0, 5])) == 0).all()
     # The first estimate of a norm, though rough, blows no weight up.
     assert max(conv.weight().flatten(1).norm().item() for conv in convolutions(energy)) < 100
 
 
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("reads", READS)
-def test_one_term_per_layer_and_the_cut_is_its_prefix(deep, reads):
-    energy, u, t = make_energy(deep, reads), torch.randn(5, deep.D), torch.arange(5) % 3
+def test_one_term_per_layer_and_the_cut_is_its_prefix(deep, reads, readout):
+    energy, u, t = make_energy(deep, reads, readout=readout), torch.randn(5, deep.D), torch.arange(5) % 3
     whole = energy(deep.top_down(u), t)
-    assert whole.shape == (5, 4) and whole.std(0).min() > 0
+    assert whole.shape == (5, 4, 1) and whole.std(0).min() > 0
     for k in range(1, 5):
         assert torch.allclose(energy(deep.top_down(u, k), t), whole[:, :k], atol=1e-6)
         top = u[:, : deep.slices[k - 1].stop]
@@ -183,12 +186,15 @@ def test_fixed_restores_every_flag_even_after_an_exception(generator, failing):
 @pytest.mark.parametrize("chain", ["langevin", "preconditioned"])
 @pytest.mark.parametrize(
     ("kind", "objective"),
-    [*((kind, "recovery") for kind in KINDS if kind != "gaussian"), ("diffusion-ebm", "score-matching")],
+    [
+        *((kind, objective) for kind in KINDS if kind != "gaussian" for objective in ("recovery", "nce")),
+        ("diffusion-ebm", "score-matching"),
+    ],
 )
 def test_every_parameter_receives_a_gradient(generator, kind, objective, chain, reads):
     # The head's bias moves positives and negatives alike: only the penalty sees it.
     config = recipe.Prior(kind=kind, objective=objective, chain=chain, steps=2, penalty=0.1)
-    config.energy = recipe.Energy(reads=reads, width=6, blocks=1)
+    config.energy = recipe.Energy(reads=reads, readout="strided" if objective == "nce" else "sum", width=6, blocks=1)
     prior = make_prior(generator, config)
     wake(prior, 1e-3)
     u_0 = torch.randn(16, generator.D)

@@ -12,7 +12,7 @@ import yaml
 from hebmtool import recipe
 from hebmtool.errors import UsageError
 
-BUILT_IN = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist"]
+BUILT_IN = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist", "mnist-anomaly"]
 CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 
 

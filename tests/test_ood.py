@@ -1,0 +1,598 @@
+"""OOD scores: against brute force, at every cut; the figures of merit; the battery; the command in pipelines."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from hebmtool import data, ood, ood_battery, recipe
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.ood import Scorer
+from hebmtool.prior import Noise, make_prior
+from hebmtool.run import Run
+from hebmtool.train_prior import train_prior
+from hebmtool.train_vae import train_vae
+from hebmtool.training import derive_seed
+
+TINY = [
+    *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=4"),
+    *("generator.decoder_channels=4", "generator.preprocess_cells=1", "generator.postprocess_cells=1"),
+    *("train_vae.batch_size=16", "train_vae.iterations=4", "train_prior.batch_size=8", "train_prior.iterations=2"),
+    *("prior.energy.width=8", "prior.energy.blocks=1", "prior.steps=2", "evaluate.samples=2"),
+]
+
+
+@pytest.fixture
+def tower(make_generator):
+    """Three layers, L = 3."""
+    return make_generator(scales=1, layers_per_scale=3)
+
+
+def make(generator, kind="diffusion-ebm"):
+    """A prior whose energy is not zero, and a recipe that reads 8x8 images as ink."""
+    config = recipe.Prior(kind=kind, chain="preconditioned", steps=2)
+    config.energy = recipe.Energy(reads="z+state", width=6, blocks=1)
+    prior = make_prior(generator, config)
+    for p in prior.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    settings = recipe.Recipe(name="x")
+    settings.generator.likelihood = "bernoulli"
+    return prior, settings
+
+
+def grey(n, shape=(1, 8, 8), seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def first_draw(images, generator, seed=0):
+    """The binary image and the noise stream of each image's first draw, as documented: seeded by its pixels."""
+    codes = [int.from_bytes(hashlib.blake2b(i.numpy().tobytes(), digest_size=8).digest()) for i in images]
+    x = []
+    for image, code in zip(images, codes, strict=True):
+        torch.manual_seed(derive_seed(seed, "prepare", code, 0))
+        x.append(torch.bernoulli(image / 255))
+    return torch.stack(x), Noise(derive_seed(seed, "score"), codes, generator.D)
+
+
+# Scores against brute force
+
+
+def test_energy_adds_the_layers_above_the_cut(tower):
+    prior, settings = make(tower)
+    images = grey(4)
+    found = Scorer(prior, settings, draws=1)(images)
+    x, noise = first_draw(images, tower)
+    f = prior.energies(tower.encode(x, noise()))
+    assert found.shape == (4, 3)
+    for k in range(3):
+        above = [f[:, l] for l in range(3) if tower.layer_number(l) > k]
+        assert torch.allclose(found[:, k], sum(above).double(), atol=1e-5)
+    assert f.std(0).min() > 0  # else the sums above would prove little
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_diffusion_scores_what_the_levels_bring_back(tower, level):
+    prior, settings = make(tower)
+    images = grey(3)
+    found = Scorer(prior, settings, scheme="diffusion", level=level, draws=1)(images)
+    x, noise = first_draw(images, tower)
+    u, s = tower.encode(x, noise()), prior.schedule
+    eps = [noise() for _ in range(s.T)]
+    for t in range(1, level + 1):
+        u = s.a[t].item() * u + s.sigma[t].item() * eps[t - 1]
+    for t in reversed(range(level)):
+        u = prior.negatives(u, torch.full((3,), t), noise)
+    f = prior.energies(u)
+    expected = torch.stack([f.sum(1), f[:, :2].sum(1), f[:, 0]], dim=1)
+    assert torch.allclose(found, expected.double(), atol=1e-4)
+    assert not torch.allclose(found, Scorer(prior, settings, draws=1)(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion-ebm"])
+def test_bounds_and_ratio_against_their_definition(tower, kind):
+    prior, settings = make(tower, kind)
+    images = grey(4)
+    likelihood = Scorer(prior, settings, "likelihood", draws=1)(images)
+    ratio = Scorer(prior, settings, "llr", draws=1)
+    x, noise = first_draw(images, tower)
+    eps, fresh = noise(), noise()
+    z = tower.posterior(x, eps).walk.z
+    # KL_i(z_{>i}) in closed form; q(z_i | z_{>i}, x) is read off by drawing layer i at 0 and 1 standard deviations.
+    kl = []
+    for l, s in enumerate(tower.slices):
+        ends = []
+        for value in (0.0, 1.0):
+            moved = eps.clone()
+            moved[:, s] = value
+            ends.append(tower.posterior(x, moved).walk)
+        mu_q = ends[0].z[l]
+        q = Normal(mu_q, ends[1].z[l] - mu_q)
+        kl.append(kl_divergence(q, Normal(ends[0].mu[l], ends[0].sigma[l])).flatten(1).sum(1))
+    u = tower.T_inverse(tower.join(z))
+    L = []
+    for k in range(3):
+        mixed = u.clone()
+        for l, s in enumerate(tower.slices):
+            if tower.layer_number(l) <= k:
+                mixed[:, s] = fresh[:, s]  # z_i ~ p(z_i | z_{>i})
+        log_p = Bernoulli(logits=tower.decode(tower.top_down(mixed))).log_prob(x).flatten(1).sum(1)
+        L.append(log_p - sum(kl[l] for l in range(3) if tower.layer_number(l) > k))
+    assert torch.allclose(likelihood, torch.stack(L, dim=1).double(), atol=1e-3)
+    assert ratio.cuts == [1, 2]
+    assert torch.allclose(ratio(images), torch.stack([L[1] - L[0], L[2] - L[0]], dim=1).double(), atol=1e-3)
+
+
+def test_a_score_depends_on_the_image_alone(tower):
+    prior, settings = make(tower)
+    images, order = grey(5), [3, 1, 4, 0, 2]
+    for scorer in (Scorer(prior, settings), Scorer(prior, settings, "llr", draws=2)):
+        found = scorer(images)
+        torch.manual_seed(99)
+        assert torch.allclose(scorer(images[order]), found[order], atol=1e-5)
+        assert torch.allclose(scorer(images[2:3]), found[2:3], atol=1e-5)
+        assert torch.allclose(scorer(images, [1])[:, 0], found[:, scorer.cuts.index(1)], atol=1e-5)
+    assert not torch.allclose(Scorer(prior, settings, seed=1)(images), Scorer(prior, settings)(images), atol=1e-4)
+
+
+def test_draws_are_averaged(tower):
+    prior, settings = make(tower)
+    images = grey(6)
+    many = [Scorer(prior, settings, draws=d, seed=s)(images)[:, 0] for d in (1, 16) for s in range(8)]
+    spread = [torch.stack(part).std(0).mean() for part in (many[:8], many[8:])]
+    assert spread[1] < 0.5 * spread[0]  # a quarter, in the mean
+
+
+def test_what_a_scorer_refuses(tower):
+    gaussian, settings = make(tower, "gaussian")
+    joint, _ = make(tower, "ebm")
+    diffusion, _ = make(tower)
+    with pytest.raises(HebmError, match="needs a trained prior"):
+        Scorer(gaussian, settings)
+    with pytest.raises(HebmError, match="levels of a diffusion-ebm"):
+        Scorer(joint, settings, scheme="diffusion")
+    with pytest.raises(UsageError, match="levels are 1 to 3"):
+        Scorer(diffusion, settings, scheme="diffusion", level=4)
+    with pytest.raises(UsageError, match="did you mean 'energy'"):
+        Scorer(joint, settings, "enrgy")
+    with pytest.raises(UsageError, match="is of the energy score"):
+        Scorer(diffusion, settings, "llr", "diffusion")
+    with pytest.raises(UsageError, match="from 1 to 2"):
+        Scorer(gaussian, settings, "llr").check(0)
+    with pytest.raises(UsageError, match="of 3, .* from 0 to 2"):
+        Scorer(joint, settings).check(3)
+
+
+# Figures of merit
+
+
+@pytest.mark.parametrize("digits", [6, 1, 0])  # fewer digits, more ties
+def test_figures_are_those_of_scikit_learn(digits):
+    rng = np.random.default_rng(digits)
+    inside, outside = rng.normal(1, 1, 70).round(digits), rng.normal(0, 1.5, 40).round(digits)
+    found = ood.figures_of_merit(inside, outside)
+    y, anomaly = np.r_[np.zeros(70), np.ones(40)], -np.r_[inside, outside]
+    assert found["auroc"] == pytest.approx(roc_auc_score(y, anomaly))
+    assert found["auprc"] == pytest.approx(average_precision_score(y, anomaly))
+    fpr, tpr, _ = roc_curve(y, anomaly, drop_intermediate=False)
+    assert found["fpr95"] == pytest.approx(fpr[tpr >= 0.95].min())
+
+
+def test_figures_at_the_ends():
+    low, high = np.arange(10.0), np.arange(20.0, 30.0)
+    assert ood.figures_of_merit(high, low) == {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0}
+    swapped = ood.figures_of_merit(low, high)
+    assert swapped["auroc"] == 0.0 and swapped["fpr95"] == 1.0
+    flat = ood.figures_of_merit(np.zeros(30), np.zeros(10))
+    assert flat == {"auroc": 0.5, "auprc": 0.25, "fpr95": 1.0}
+
+
+def test_a_weight_of_two_is_an_image_twice():
+    rng = np.random.default_rng(3)
+    inside, outside = rng.normal(1, 1, 12), rng.normal(0, 1, 9)
+    w_in, w_out = rng.integers(0, 3, (1, 12)), rng.integers(0, 3, (1, 9))
+    found = ood._curves(inside, outside, w_in.astype(float), w_out.astype(float))[:, 0]
+    repeated = ood.figures_of_merit(np.repeat(inside, w_in[0]), np.repeat(outside, w_out[0]))
+    assert found == pytest.approx(list(repeated.values()))
+
+
+def test_intervals_cover_and_shrink():
+    # True AUROC of N(1, 1) against N(0, 1): Phi(1 / sqrt 2) = 0.7602.
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(60):
+        low, high = ood.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200, trial)["auroc_interval"]
+        covered += low <= 0.7602 <= high
+    assert covered >= 51  # 95% of 60 is 57; at 95% fewer than 51 has a probability below 0.2%
+    wide = ood.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200)["auroc_interval"]
+    narrow = ood.figures_of_merit(rng.normal(1, 1, 6000), rng.normal(0, 1, 6000), 200)["auroc_interval"]
+    assert np.diff(narrow) < 0.3 * np.diff(wide)
+
+
+# Choosing a cut
+
+
+class Toy:
+    """A score that tells the model's own draws from dark images at cut 1 only."""
+
+    cuts, seed, score, scheme, name, level, draws = [0, 1, 2], 0, "toy", "inference", "toy", 1, 1
+
+    def __init__(self, generator):
+        self.prior = SimpleNamespace(generator=generator)
+        self.recipe = recipe.Recipe(name="x")
+
+    def __call__(self, images, cuts=None):
+        dark = -images.double().mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(dark), dark, -dark], dim=1)
+
+
+def test_the_cut_is_the_one_that_finds_the_models_own_outliers(tower):
+    dark = grey(30) // 8
+    cut, by = ood.blind_cut(Toy(tower), dark)
+    assert cut == 1 and by[0] == 0.5 and by[1] > 0.99 and by[2] < 0.01
+
+
+class Few:
+    """A test split."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self, images):
+        self.images, self.asked = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        self.asked.append(list(indices))
+        return self.images[list(indices)]
+
+
+def test_comparison_judges_on_other_images_than_it_chooses_by(tower, monkeypatch):
+    monkeypatch.setattr(ood, "default_cut", lambda scorer, test: ood.blind_cut(scorer, test.batch(range(10))))
+    test = Few(grey(30) // 8)
+    sets = [("bright", 255 - grey(20, seed=1) // 8), ("dim", grey(25, seed=2) // 8)]
+    (found,) = ood.compare([Toy(tower)], test, 500, None, iter(sets))
+    assert sorted(map(tuple, test.asked)) == [tuple(range(10)), tuple(range(10, 30))]
+    assert found.chosen == 1 and len(found.inside) == 20
+    assert found.rows["bright", 1]["auroc"] == 1.0 and found.rows["bright", 2]["auroc"] == 0.0
+    assert found.worst(1) == ("dim", found.rows["dim", 1]["auroc"])
+    assert found.best == max((0, 1, 2), key=lambda k: min(found.rows[name, k]["auroc"] for name in ("bright", "dim")))
+    assert set(found.rows) == {(name, k) for name in ("bright", "dim") for k in range(3)}
+    drawn = ood.figure([found])
+    assert drawn.startswith(b"\x89PNG")
+    lines = ood.table([found]).splitlines()
+    assert len(lines) == 7 and sum("1*" in line for line in lines) == 2
+    with pytest.raises(HebmError, match="at least 6 test images"):
+        ood.compare([Toy(tower)], Few(grey(5)), 500, None, iter(sets))
+
+
+# The battery
+
+
+def members(test, source="mnist", seed=0):
+    return dict(ood_battery.battery(test, recipe.Data(source=source), tuple(test.shape[1:]), seed))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 12)])
+def test_battery_members_are_what_they_say(shape):
+    test = grey(30, shape)
+    found = members(test)
+    assert list(found) == ["noise", "constant", "shuffled", "mixed", "inverted", "digits", "photos"]
+    for images in found.values():
+        assert images.dtype == torch.uint8 and images.shape == test.shape
+    assert abs(found["noise"].float().mean() - 127.5) < 3 and found["noise"].unique().numel() == 256
+    constant = found["constant"].flatten(2)
+    assert (constant == constant[..., :1]).all() and constant[..., 0].unique().numel() > 15
+    before, after = (x.flatten(2).transpose(1, 2).tolist() for x in (test, found["shuffled"]))
+    assert all(sorted(a) == sorted(b) and a != b for a, b in zip(before, after, strict=True))
+    for image in found["mixed"]:
+        halves = (test[:, None].int() + test[None].int()) // 2
+        pairs = (halves == image).flatten(2).all(2).nonzero()
+        assert len(pairs) and all(i != j for i, j in pairs.tolist())
+    assert torch.equal(found["inverted"].int() + test.int(), torch.full_like(test, 255).int())
+    assert found["photos"].float().flatten(1).std(1).min() > 1
+    assert found["photos"].flatten(1).unique(dim=0).shape[0] == 30
+
+
+def test_battery_is_a_function_of_its_seed():
+    test = grey(12)
+    again, other = members(test), members(test, seed=1)
+    for name, images in members(test).items():
+        assert torch.equal(images, again[name])
+        assert torch.equal(images, other[name]) == (name == "inverted")
+
+
+def test_digits_are_no_outliers_to_a_run_on_digits():
+    assert "digits" not in members(grey(4), "digits") and "photos" in members(grey(4), "digits")
+
+
+# Images from anywhere
+
+
+@pytest.fixture
+def imgs(tmp_path):
+    """Three images in nested folders, a damaged one, an .npz and an .npy; none of the run's size but one."""
+    folder = tmp_path / "imgs"
+    (folder / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(grey(1)[0, 0].numpy()).save(folder / "a.png")
+    colour = grey(1, (3, 20, 31))[0].permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(colour).save(folder / "deep" / "b.jpg")
+    Image.fromarray(grey(1, (1, 5, 9))[0, 0].numpy()).save(folder / "deep" / "er" / "c.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    np.savez(tmp_path / "set.npz", images=grey(2, (3, 16, 16)).permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "set.npy", grey(3)[:, 0].numpy())
+    return folder
+
+
+def test_read_takes_files_folders_and_arrays(imgs, tmp_path):
+    failed = []
+    paths = [
+        imgs,
+        tmp_path / "set.npz",
+        imgs / "a.png",
+        tmp_path / "absent.png",
+        tmp_path / "set.npy",
+        tmp_path / "x.npz",
+    ]
+    found = list(ood.read(map(str, paths), recipe.Recipe(name="x"), (1, 8, 8), failed.append))
+    names = [name.removeprefix(f"{tmp_path}/") for name, _ in found]
+    inside = ["imgs/a.png", "imgs/deep/b.jpg", "imgs/deep/er/c.png"]
+    assert names == [*inside, "set.npz#0", "set.npz#1", "imgs/a.png", "set.npy#0", "set.npy#1", "set.npy#2"]
+    assert all(x.shape == (1, 8, 8) and x.dtype == torch.uint8 for _, x in found)
+    assert torch.equal(found[0][1], grey(1)[0]) and torch.equal(found[-1][1], grey(3)[2])
+    assert len(failed) == 3
+    assert all(name in str(error) for name, error in zip(("bad.png", "absent.png", "x.npz"), failed, strict=True))
+
+
+def test_an_empty_folder_is_a_failure(tmp_path):
+    failed = []
+    assert list(ood.read([str(tmp_path)], recipe.Recipe(name="x"), (1, 8, 8), failed.append)) == []
+    assert "no images" in str(failed[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 10), (3, 12, 5)])
+def test_any_image_is_brought_to_the_runs_shape(shape):
+    for size in ((3, 8, 8), (1, 40, 7), (3, 5, 33)):
+        assert data.fit_to(grey(2, size), shape, recipe.Data(crop=12)).shape == (2, *shape)
+    # What the recipe itself would make of an image, where it can.
+    config, x = recipe.Data(crop=20, size=8, channels=1), grey(2, (3, 24, 30))
+    assert torch.equal(data.fit_to(x, (1, 8, 8), config), data._fit(x, config))
+
+
+def test_scores_stream(tower):
+    prior, settings = make(tower)
+    pulled = 0
+
+    def endless():
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield f"{pulled}", grey(1, seed=pulled)[0]
+
+    found = ood.stream(Scorer(prior, settings, draws=1), endless(), 0, batch_size=4)
+    first = [next(found) for _ in range(4)]
+    assert [name for name, _ in first] == ["1", "2", "3", "4"] and pulled == 4
+    next(found)
+    assert pulled == 8
+    expected = Scorer(prior, settings, draws=1)(torch.stack([grey(1, seed=i)[0] for i in range(1, 5)]))[:, 0]
+    assert [value for _, value in first] == pytest.approx(expected.tolist())
+
+
+def test_reading_keeps_nothing(tmp_path):
+    image = tmp_path / "big.png"
+    Image.fromarray(grey(1, (1, 300, 300))[0, 0].numpy()).save(image)  # 90 kB decoded
+    images = ood.read([str(image)] * 80, recipe.Recipe(name="x"), (1, 8, 8), pytest.fail)
+    next(images)
+    tracemalloc.start()
+    for _ in images:
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 90_000
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder of runs holding `digits`, its two-layer generator and a diffusion prior."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = recipe.load("digits", TINY)
+    with Run.create(root, settings) as run:
+        train_vae(settings, run, torch.device("cpu"))
+        train_prior(settings, run, torch.device("cpu"))
+    return root
+
+
+def pipe(script: str, **variables) -> subprocess.CompletedProcess:
+    """A shell pipeline in which `hebm` is the command; its exit status is that of `hebm`."""
+    command = f"hebm() {{ '{sys.executable}' -m hebmtool.cli \"$@\"; }}; {script}; exit ${{PIPESTATUS[1]}}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in variables.items()}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_pipelines_work_and_survive_a_closed_pipe(runs, imgs):
+    (imgs / "bad.png").unlink()
+    done = pipe(
+        'yes "$IMGS/a.png" | hebm ood-score - --layer 0 --batch-size 2 --draws 1 | head -1', HEBM_RUNS=runs, IMGS=imgs
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    score, path = done.stdout.splitlines()[0].split("\t")
+    assert np.isfinite(float(score)) and path == str(imgs / "a.png") and done.stdout.count("\n") == 1
+
+
+def test_unreadable_files_are_named_and_tell_in_the_status(runs, imgs):
+    done = pipe('find "$IMGS" -type f | hebm ood-score - --layer 1 | sort -n', HEBM_RUNS=runs, IMGS=imgs)
+    assert done.returncode == 1
+    paths = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    assert sorted(Path(path).name for path in paths) == ["a.png", "b.jpg", "c.png"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hebm: ") and "bad.png" in line
+    scores = [float(line.split("\t")[0]) for line in done.stdout.splitlines()]
+    assert scores == sorted(scores)
+
+
+def test_json_lines_and_the_cut_chosen(hebm, runs, imgs):
+    status, out, err = hebm("ood-score", imgs / "a.png", imgs / "deep", "--json", "--runs", runs)
+    assert status == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [set(line) for line in lines] == [{"path", "score", "method", "layer"}] * 3
+    cut, method = lines[0]["layer"], lines[0]["method"]
+    assert cut in (0, 1) and method == "energy (inference)"
+    status, out, err = hebm("ood-score", imgs / "a.png", "--layer", cut, "--runs", runs)
+    assert status == 0 and float(out.split("\t")[0]) == pytest.approx(lines[0]["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [("--score", "likelihood"), ("--score", "llr"), ("--scheme", "diffusion")])
+def test_every_score(hebm, runs, imgs, options):
+    status, out, err = hebm("ood-score", imgs / "a.png", *options, "--draws", 1, "--runs", runs)
+    assert status == 0 and len(out.splitlines()) == 1, err
+
+
+def test_a_gaussian_run_has_likelihoods_but_no_energy(hebm, runs, imgs):
+    gaussian = ("--prior", "gaussian", "--runs", runs)
+    status, _, err = hebm("ood-score", imgs / "a.png", *gaussian)
+    assert status == 1 and err.count("\n") == 1 and "--score likelihood" in err
+    for score in ("likelihood", "llr"):
+        status, out, err = hebm("ood-score", imgs / "a.png", "--score", score, "--layer", 1, *gaussian)
+        assert status == 0 and out.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ((), 2, "say what to score"),
+        (("x.png", "--auroc"), 2, "give it by --ood"),
+        (("x.png", "--ood", "y"), 2, "--ood belongs to --auroc"),
+        (("x.png", "--layer", 2), 2, "of 2, so for --score energy it is from 0 to 1"),
+        (("x.png", "--layer", 0, "--score", "llr"), 2, "from 1 to 1"),
+        (("x.png", "--scheme", "difusion"), 2, "did you mean 'diffusion'"),
+        (("x.png", "--run", "absent"), 1, "no run 'absent'"),
+        (("x.png", "--layer", 0), 1, "x.png does not exist"),
+        (("--auroc", "--out", "a.npz"), 2, "give a .png"),
+        (("--auroc", "--ood", "absent", "-n", 6), 1, "absent"),
+    ],
+)
+def test_mistakes_are_sentences(hebm, runs, arguments, status, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, out, err = hebm("ood-score", *arguments, "--runs", runs)
+    assert (found, out) == (status, "") and words in err and "Traceback" not in err
+    assert all(line.startswith("hebm: ") for line in err.splitlines())
+
+
+def test_nothing_on_standard_input_and_an_empty_folder(hebm, runs, tmp_path, monkeypatch):
+    for given in ("", "\n\n"):
+        with open(tmp_path / "in", "w+") as stdin:
+            stdin.write(given)
+            stdin.seek(0)
+            monkeypatch.setattr(sys, "stdin", stdin)
+            status, out, err = hebm("ood-score", "-", "--layer", 0, "--runs", runs)
+        assert (status, out) == (1, "") and "no image was named" in err and err.count("\n") == 1
+    (tmp_path / "empty").mkdir()
+    status, out, err = hebm("ood-score", tmp_path / "empty", "--layer", 0, "--runs", runs)
+    assert (status, out) == (1, "") and "no images in" in err and err.count("\n") == 1
+
+
+def test_auroc_of_the_battery(hebm, runs, tmp_path):
+    out_path = tmp_path / "figure.png"
+    status, out, err = hebm("ood-score", "--auroc", "-n", 20, "--draws", 1, "--runs", runs, "--out", out_path)
+    assert status == 0, err
+    lines = out.splitlines()
+    sets = ["noise", "constant", "shuffled", "mixed", "inverted", "photos"]
+    # A line per set and cut: energy by both schemes and likelihood at 0 and 1, the ratio at 1; then a sentence each.
+    assert len(lines) == 1 + len(sets) * (3 * 2 + 1) + 4
+    assert all(sum(f"  {name} " in line for line in lines) == 7 for name in sets)
+    assert [line.split(":")[0] for line in lines[-4:]] == [
+        "energy (inference)",
+        "energy (diffusion)",
+        "likelihood",
+        "llr",
+    ]
+    assert all("best in hindsight" in line for line in lines[-4:])
+    with Image.open(out_path) as image:
+        assert image.format == "PNG" and image.width > 1000
+    status, _, err = hebm("ood-score", "--auroc", "-n", 20, "--runs", runs, "--out", out_path)
+    assert status == 1 and "--force" in err
+
+
+def test_auroc_of_ones_own_sets_as_json(hebm, runs, imgs, tmp_path):
+    np.save(tmp_path / "bright.npy", 255 - grey(9)[:, 0].numpy() // 8)
+    given = (
+        "--ood",
+        imgs,
+        "--ood",
+        tmp_path / "bright.npy",
+        "--score",
+        "energy",
+        "--scheme",
+        "inference",
+        "--layer",
+        1,
+    )
+    status, out, err = hebm("ood-score", "--auroc", *given, "-n", 20, "--draws", 1, "--json", "--runs", runs)
+    assert status == 1 and "bad.png" in err  # everything else is there all the same
+    found = json.loads(out)
+    (method,) = found["methods"]
+    assert found["images"] == 20 and method["cut"] == 1 and method["chosen_by"] is None
+    assert [(row["set"], row["cut"]) for row in method["rows"]] == [(s, k) for s in ("imgs", "bright") for k in (0, 1)]
+    for row in method["rows"]:
+        assert row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1]
+    assert Path(found["picture"]).parent == runs / "digits" / "samples"
+
+
+# Leaving classes out
+
+
+def test_excluded_classes_leave_the_training_split_alone():
+    whole, test = data.load(recipe.Data(), "train"), data.load(recipe.Data(), "test")
+    config = recipe.Data(exclude=[3, "7"], limit=50, attributes={"odd": ["1", "3"]})
+    left = data.load(config, "train")
+    kept = [i for i, y in enumerate(whole.labels.tolist()) if y not in (3, 7)][:50]
+    assert len(left) == 50 and left.labels.tolist() == whole.labels[kept].tolist()
+    assert torch.equal(left.batch(range(50)), whole.batch(kept)) and left.classes == whole.classes
+    assert torch.equal(left.attributes["odd"], left.labels == 1)
+    assert torch.equal(data.load(config, "test").labels, test.labels)
+
+
+def test_what_cannot_be_excluded(tmp_path):
+    with pytest.raises(HebmError, match="data.exclude names the class '10'"):
+        data.load(recipe.Data(exclude=[10]), "train")
+    with pytest.raises(HebmError, match="leaves no image"):
+        data.load(recipe.Data(exclude=list(range(10))), "train")
+    np.save(tmp_path / "x.npy", grey(9)[:, 0].numpy())
+    with pytest.raises(HebmError, match="data.exclude names classes, but these images have no labels"):
+        data.load(recipe.Data(source="array", path=str(tmp_path / "x.npy"), exclude=[1]), "train")
+
+
+def test_the_anomaly_benchmark_runs(tmp_path, capsys):
+    path = Path(__file__).parent.parent / "benchmarks" / "anomaly.py"
+    spec = importlib.util.spec_from_file_location("anomaly", path)
+    anomaly = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anomaly)
+    tiny = [part for override in TINY for part in ("--set", override)]
+    arguments = ["--recipe", "digits", *tiny, "--digits", "3", "--runs", str(tmp_path), "--draws", "1"]
+    anomaly.main(arguments)
+    out = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", out, re.MULTILINE))
+    assert rows["VAE, published"] == ""
+    for name in ("energy", "energy, best cut", "likelihood", "llr", "llr, best cut"):
+        assert 0 < float(rows[name]) <= 1
+    run = Run(tmp_path / "anomaly-3")
+    assert 3 not in data.load(run.recipe().data, "train").labels
+    before = {file: file.stat().st_mtime_ns for file in run.checkpoints()}
+    anomaly.main(arguments)  # what is trained is not trained again
+    assert before == {file: file.stat().st_mtime_ns for file in run.checkpoints()} and capsys.readouterr().out == out
