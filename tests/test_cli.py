@@ -250,7 +250,9 @@ def test_recipes_are_listed_and_shown(hebm):
     assert status == 0 and "# " in out and "prior:" in out
 
 
-@pytest.mark.parametrize("command", ["", "train-vae", "train-prior", "sample", "info", "demo", "recipes"])
+@pytest.mark.parametrize(
+    "command", ["", "train-vae", "train-prior", "sample", "hier-sample", "controllable", "ood-score", "info"]
+)
 def test_help(hebm, command):
     status, out, _ = hebm(*filter(None, [command, "--help"]))
     assert status == 0 and "Usage" in out
@@ -487,3 +489,24 @@ def test_a_full_standard_output_is_a_sentence(runs):
         command = [sys.executable, "-m", "hebmtool.cli", "info", "--runs", str(runs)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
     assert done.returncode == 1 and "No space left" in one_sentence(done.stderr.decode())
+
+
+def test_a_prior_learned_without_chains_may_change_its_sampler(hebm, runs, tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for name in ("recipe.yaml", "generator.safetensors"):
+        shutil.copy(runs / "digits" / name, folder)
+    command = ["train-prior", "digits", "--runs", tmp_path, *TINY, "--set", "prior.objective=nce"]
+    status, _, err = hebm(*command)
+    assert status == 0, err
+    learned = safetensors.torch.load_file(folder / "prior-diffusion-ebm.safetensors")
+    status, _, err = hebm(*command, "--resume", "--set", "prior.chain=underdamped")
+    assert status == 0, err
+    path = folder / "prior-diffusion-ebm.safetensors"
+    assert checkpoint.header(path).recipe["prior"]["chain"] == "underdamped"
+    assert all(torch.equal(v, learned[k]) for k, v in safetensors.torch.load_file(path).items())
+    # F is scaled for the published chain; and recovery learns with the chain it is sampled by.
+    status, _, err = hebm(*command, "--resume", "--set", "prior.chain=langevin")
+    assert status == 1 and "prior.chain = underdamped" in one_sentence(err)
+    status, _, err = hebm(*command, "--resume", "--set", "prior.objective=recovery")
+    assert status == 1 and "prior.objective = nce" in one_sentence(err)

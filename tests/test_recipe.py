@@ -208,7 +208,7 @@ def test_a_mistaken_override_is_named(override, said):
     [
         (
             "prior: {energy: {widht: 3}}",
-            "unknown key prior.energy.widht; prior.energy has the keys reads, width, blocks, spectral_norm; "
+            "unknown key prior.energy.widht; prior.energy has the keys reads, width, blocks, readout, spectral_norm; "
             "did you mean 'width'?",
         ),
         ("piror: {}", "unknown key piror; a recipe has the keys name, seed, data"),
