@@ -733,6 +733,11 @@ def main() -> None:
         status = app(arguments, prog_name="hebm", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except SystemExit as stopped:
+        # Click makes a failure of a reader that went away, as `head` does.
+        if not isinstance(stopped.__context__, BrokenPipeError):
+            raise
+        status = _explain(stopped.__context__, debug)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             stderr.print_exception(show_locals=False)

@@ -258,6 +258,15 @@ def test_help(hebm, command):
     assert status == 0 and "Usage" in out
 
 
+def test_a_reader_that_went_away_is_no_failure():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-u", "-m", "hebmtool.cli", "recipes", "show", "mnist"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    os.close(theirs)
+    assert done.returncode == 0 and done.stderr == b""
+
+
 # Mistakes
 
 
