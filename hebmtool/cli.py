@@ -119,8 +119,8 @@ def train_prior(
         hebm train-prior mnist --finetune --set prior.labels=class
     """
     from hebmtool import recipe as recipes
-    from hebmtool.labels import train_labels
     from hebmtool.run import Run
+    from hebmtool.train_labels import train_labels
     from hebmtool.train_prior import train_prior as train
     from hebmtool.training import pick_device
 
@@ -142,7 +142,7 @@ def train_prior(
             run.require_prior(settings.prior.kind)
         else:
             closure = train(settings, run, where, resume)
-        labels = train_labels(settings, run, where, resume)
+        labels = train_labels(settings, run, where, resume, again=finetune)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     print(json.dumps(found | ({"labels": labels} if labels else {})))
 
@@ -292,7 +292,7 @@ def controllable(
     if across_layers:
         if len(wanted) != 1:
             raise UsageError(f"--across-layers takes one condition, and {len(wanted)} are asked for; name one value")
-        found = control.across_layers(trained, labels, wanted[0], n, seed, temperature, steps)
+        found = control.across_layers(trained, labels, wanted[0], n, seed, batch_size, temperature, steps)
         sets, wanted = [found.base, *found.images], wanted * (len(found.images) + 1)
     else:
         sets = control.sample(trained, labels, wanted, n, seed, batch_size, temperature, steps)

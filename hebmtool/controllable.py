@@ -18,7 +18,7 @@ from hebmtool import classifier, data, hierarchy, metrics, picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.labels import CLASS, Condition, LabelEnergy, values_of
-from hebmtool.prior import EBM, Noise, Prior
+from hebmtool.prior import EBM, DiffusionEBM, Noise, Prior
 from hebmtool.recipe import Recipe
 from hebmtool.run import Run
 
@@ -60,6 +60,11 @@ def rows(wishes: Sequence[Wish], labels: dict[str, LabelEnergy]) -> list[list[Wi
         raise UsageError("say what to condition on: --class VALUE, --class all, or --attribute NAME=VALUE")
     choices = []
     for wish in wishes:
+        if not np.isfinite(wish.weight) or wish.weight == 0:
+            raise UsageError(
+                f"the weight of {wish.label} is {wish.weight:g}; above 0 asks for the value, below 0 for any other, "
+                "and 0 for nothing: leave the label out"
+            )
         if wish.label not in labels:
             known = f"it has {', '.join(sorted(labels))}" if labels else "it has none"
             raise UsageError(
@@ -89,6 +94,22 @@ def conditions(row: Sequence[Wish], labels: dict[str, LabelEnergy], n: int, devi
     ]
 
 
+def _check_couples(prior: Prior, labels: dict[str, LabelEnergy]) -> None:
+    if not isinstance(prior, EBM):
+        raise HebmError(f"the {prior.kind} prior has no energy that labels could be coupled to; train diffusion-ebm")
+    for label in labels.values():
+        if isinstance(prior, DiffusionEBM) and label.levels != prior.schedule.T:
+            raise HebmError(
+                f"the label {label.name} was learned on {label.levels} noise levels and the prior has "
+                f"{prior.schedule.T}; move the label's file away and learn it again with as many"
+            )
+
+
+def _check_finite(u: Tensor, row: Sequence[Wish]) -> None:
+    if not u.isfinite().all():
+        raise HebmError(f"the chain diverged under {title(row)}; use a smaller weight, or fewer --steps")
+
+
 @torch.no_grad()
 def sample(
     prior: Prior,
@@ -107,8 +128,7 @@ def sample(
     Raises:
         HebmError: the prior has no energy to couple, or its chain left the numbers.
     """
-    if not isinstance(prior, EBM):
-        raise HebmError(f"the {prior.kind} prior has no energy that labels could be coupled to; train diffusion-ebm")
+    _check_couples(prior, labels)
     generator, out = prior.generator, []
     device = generator.constant.device
     with progress("sampling under conditions", n * len(wanted)) as bar:
@@ -117,8 +137,7 @@ def sample(
             for indices in torch.arange(n).split(batch_size):
                 given = prior.given(conditions(row, labels, len(indices), device))
                 u = given.sample(Noise(seed, indices.tolist(), generator.D, device), steps, temperature)
-                if not u.isfinite().all():
-                    raise HebmError(f"the chain diverged under {title(row)}; use a smaller weight, or fewer --steps")
+                _check_finite(u, row)
                 parts.append(picture.to_uint8(generator.images(u)))
                 bar.advance(len(indices))
             out.append(torch.cat(parts))
@@ -142,22 +161,34 @@ def across_layers(
     row: Sequence[Wish],
     n: int,
     seed: int = 0,
+    batch_size: int = 64,
     temperature: float = 1.0,
     steps: int | None = None,
 ) -> Layers:
-    """Resample one layer at a time under the conditions, all others held at an unconditional draw; then all of them."""
+    """Resample one layer at a time under the conditions, all others held at an unconditional draw; then all of them.
+
+    Raises:
+        HebmError: as `sample`.
+    """
+    _check_couples(prior, labels)
     generator = prior.generator
     device, L = generator.constant.device, generator.L
-    base = list(prior.trajectory(Noise(seed, range(n), generator.D, device), steps, temperature))
-    given = prior.given(conditions(row, labels, n, device))
-    images, parts = [], [[number] for number in range(L, 0, -1)] + [list(range(L, 0, -1))]
-    with progress("resampling layer by layer", len(parts)) as bar:
-        for part in parts:
-            noise = Noise(seed + 1, range(n), generator.D, device)
-            *_, u = hierarchy.resample(given, base, hierarchy.coordinates(generator, part), noise, steps, temperature)
-            images.append(picture.to_uint8(generator.images(u)))
-            bar.advance()
-    return Layers(picture.to_uint8(generator.images(base[-1])), torch.stack(images), parts)
+    parts = [[number] for number in range(L, 0, -1)] + [list(range(L, 0, -1))]
+    bases, images = [], [[] for _ in parts]
+    with progress("resampling layer by layer", n * len(parts)) as bar:
+        for indices in torch.arange(n).split(batch_size):
+            numbers = indices.tolist()
+            base = list(prior.trajectory(Noise(seed, numbers, generator.D, device), steps, temperature))
+            bases.append(picture.to_uint8(generator.images(base[-1])))
+            given = prior.given(conditions(row, labels, len(indices), device))
+            for part, drawn in zip(parts, images, strict=True):
+                noise = Noise(seed + 1, numbers, generator.D, device)
+                vary = hierarchy.coordinates(generator, part)
+                *_, u = hierarchy.resample(given, base, vary, noise, steps, temperature)
+                _check_finite(u, row)
+                drawn.append(picture.to_uint8(generator.images(u)))
+                bar.advance(len(indices))
+    return Layers(torch.cat(bases), torch.stack([torch.cat(drawn) for drawn in images]), parts)
 
 
 def judge(images: Tensor, row: Sequence[Wish], judges: dict[str, tuple[classifier.Classifier, list[str]]]) -> dict:

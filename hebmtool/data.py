@@ -542,6 +542,8 @@ def _array(data: recipe.Data, split: Split) -> Images:
         classes = [name.decode() if isinstance(name, bytes) else str(name) for name in classes.ravel().tolist()]
     if labels is not None:
         labels = _checked_labels(labels, len(images["x"]), classes, f"{keys['y']} of {path}")
+        # Named before anything is held out, so that both splits know the same classes.
+        classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
     return _in_memory(images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes)
 
 

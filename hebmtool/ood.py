@@ -208,8 +208,14 @@ def calibration(images: data.Images) -> int:
 
 def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float]]:
     """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme."""
+    first = calibration(test)
+    if first < 2:
+        raise HebmError(
+            f"choosing a cut takes at least 6 test images, and there are {len(test)}; give --layer, or use more "
+            "images, or a larger data.test_fraction"
+        )
     one = Scorer(scorer.prior, scorer.recipe, scorer.score, draws=1, seed=scorer.seed)
-    return blind_cut(one, test.batch(range(calibration(test))))
+    return blind_cut(one, test.batch(range(first)))
 
 
 # Images from anywhere -------------------------------------------------------------------------------------------------
@@ -484,4 +490,6 @@ def given_sets(
         images = [pixels for _, pixels in islice(read([path], recipe, shape, failed), n)]
         if not images:
             raise HebmError(f"there is no image to compare with in {path}; give a folder of images, an .npz or an .npy")
-        yield Path(path).stem or path, torch.stack(images)
+        stems = [Path(other).stem for other in paths]
+        stem = Path(path).stem
+        yield stem if stem and stems.count(stem) == 1 else path, torch.stack(images)

@@ -200,13 +200,15 @@ class EBM(Prior):
                 b = self.scale(t).sqrt()[:, None]
                 return langevin(lambda u: self.F(u, t), u_next, steps, b, a, sigma, r, noise, temperature, held)
             m = r * a * u_next
-            return self._chain(t, m, sigma, steps, self.config.h, noise, temperature, held)
+            return self._chain(t, m, sigma, steps, 1.0, noise, temperature, held)
 
-    def _chain(self, t: Tensor, m: Tensor, sigma: Tensor, steps: int, h: float, *more, **keys) -> Tensor:
-        """The preconditioned or the underdamped chain, on exp(F(T(u), t)) N(u; m, sigma^2)."""
+    def _chain(self, t: Tensor, m: Tensor, sigma: Tensor, steps: int, shorter: float, *more, **keys) -> Tensor:
+        """The preconditioned or the underdamped chain, on exp(F(T(u), t)) N(u; m, sigma^2), the weight of F's gradient
+        in a step being `shorter` times the recipe's."""
         if self.config.chain == "preconditioned":
+            h = -math.log1p((math.exp(-self.config.h) - 1) * shorter)
             return preconditioned(lambda u: self.F(u, t), m, sigma, steps, h, *more, **keys)
-        theta, persistence = self.config.theta, self.config.persistence
+        theta, persistence = self.config.theta * math.sqrt(shorter), self.config.persistence
         return underdamped(lambda u: self.F(u, t), m, sigma, steps, theta, persistence, *more, **keys)
 
     def relax(
@@ -226,9 +228,9 @@ class EBM(Prior):
                 b, free = self.scale(t).sqrt()[:, None], 0 * one
                 return langevin(lambda u: self.F(u, t), u_0, steps, b, free, one, free, noise, temperature, held)
             # N(0, I) is wider than level 0's Gaussian conditional; F, learned under that one, gets steps no longer.
-            _, sigma, _ = self.conditional(t)
-            h = -math.log1p((math.exp(-self.config.h) - 1) * float(sigma[0]) ** 2) if len(u_0) else self.config.h
-            return self._chain(t, 0 * u_0, one, steps, h, noise, temperature, held, start=u_0)
+            _, sigma, _ = self.conditional(t[:1])
+            shorter = float(sigma.square().sum()) or 1.0
+            return self._chain(t, 0 * u_0, one, steps, shorter, noise, temperature, held, start=u_0)
 
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, sigma, r), each [N, 1], of the Gaussian conditional that F tilts: here N(0, I) itself."""
@@ -339,7 +341,7 @@ class DiffusionEBM(EBM):
 
     def levels(self, n: int) -> Tensor:
         """Levels to learn on, long [n]: floor(T U^p), U uniform on [0, 1), p being `level_power`."""
-        return (self.schedule.T * torch.rand(n).pow(self.config.level_power)).long()
+        return (self.schedule.T * torch.rand(n).pow(self.config.level_power)).long().clamp(max=self.schedule.T - 1)
 
     @property
     def needs_score(self) -> bool:

@@ -55,6 +55,12 @@ class Data(Part):
     def _classes_by_name(cls, attributes: Any) -> Any:
         # A class called 3 may be written as a number.
         if isinstance(attributes, Mapping):
+            for name in attributes:
+                if name == "class" or not re.fullmatch(r"\w[\w.-]*", str(name)):
+                    raise ValueError(
+                        f"data.attributes names an attribute {_show(name)}, but names are letters, digits, '.', '_' "
+                        "and '-', and 'class' is the class itself"
+                    )
             return {k: [str(c) for c in v] if isinstance(v, list) else v for k, v in attributes.items()}
         return attributes
 
@@ -198,7 +204,9 @@ class Prior(Part):
     labels: list[str] = Field(
         default_factory=list, description="labels to couple: class, or names of attributes; one word or a list"
     )
-    label_layers: list[int] | None = Field(None, description="layers coupled to labels (1 = bottom); none couples all")
+    label_layers: list[int] | None = Field(
+        None, min_length=1, description="layers coupled to labels (1 = bottom); none couples all"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod

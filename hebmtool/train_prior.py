@@ -117,13 +117,8 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
 
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    if images.shape != whole.image_shape:
-        raise HebmError(
-            f"the images are {images.shape} (channels, height, width) but the generator in {run.path} makes "
-            f"{whole.image_shape}; use the data it was trained on"
-        )
+    labels.check(recipe, run, whole, images, test)
     data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
-    labels.check(recipe, whole, images)
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
     if features is not None:
         features(test.batch([0, 1]))  # a network that does not fit is better known before training than after

