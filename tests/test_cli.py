@@ -425,7 +425,7 @@ def test_a_prior_belongs_to_its_generators_weights(hebm, copied):
     [
         (["train-vae", "--resume", "--set", "train_vae.lr=0.5"], "train_vae.lr"),
         (["train-vae", "--resume", "--set", "data.test_fraction=0.5"], "data.test_fraction"),
-        (["train-prior", "--resume", "--set", "prior.h=0.1"], "prior.h"),
+        (["train-prior", "--resume", "--set", "prior.level_power=1"], "prior.level_power"),
         (["train-prior", "--resume", "--set", "data.test_fraction=0.5"], "data.test_fraction"),
         (["train-prior", "--resume", "--set", "generator.latent_channels=3"], "generator.latent_channels"),
     ],

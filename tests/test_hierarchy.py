@@ -230,7 +230,7 @@ def test_the_gaussian_priors_layers_are_independent(generator):
 @pytest.mark.parametrize("kind", ["ebm", "diffusion-ebm"])
 def test_relaxation_keeps_the_law_of_level_0(generator, monkeypatch, kind, chain):
     """Without anything held, p(u_0) is where it starts and where it ends."""
-    prior, n = make(generator, kind, chain, h=0.05, eta=0.04), 4000
+    prior, n = make(generator, kind, chain, h=0.05, theta=0.1, eta=0.04), 4000
     couple(prior, monkeypatch)
     u = prior.relax(draw_pairs(n, generator.D), lambda: torch.randn(n, generator.D), steps=40)
     top, bottom = u[:, :PAIRS], u[:, PAIRS : 2 * PAIRS]
