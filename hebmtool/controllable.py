@@ -136,7 +136,12 @@ def sample(
             parts = []
             for indices in torch.arange(n).split(batch_size):
                 given = prior.given(conditions(row, labels, len(indices), device))
-                u = given.sample(Noise(seed, indices.tolist(), generator.D, device), steps, temperature)
+                noise = Noise(seed, indices.tolist(), generator.D, device)
+                u = given.sample(noise, steps, temperature)
+                if isinstance(prior, DiffusionEBM):
+                    # A noised latent says little of its label: level 0 does the work, and is given as long again.
+                    again = prior.schedule.T * (prior.config.steps if steps is None else steps)
+                    u = given.relax(u, noise, again, temperature)
                 _check_finite(u, row)
                 parts.append(picture.to_uint8(generator.images(u)))
                 bar.advance(len(indices))
