@@ -26,9 +26,20 @@ class Bar:
             self._progress.update(self._task, text=text)
 
 
+_shown: list[Progress] = []
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar over `total` things, `done` of them done already; gone when the block ends."""
+    """A bar over `total` things, `done` of them done already; gone when the block ends.  Within another's block it
+    stands below that one."""
+    if _shown:
+        task = _shown[0].add_task(title, total=total, completed=done, text="")
+        try:
+            yield Bar(_shown[0], task)
+        finally:
+            _shown[0].remove_task(task)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,4 +50,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task(title, total=total, completed=done, text="")
-        yield Bar(bars, task)
+        _shown.append(bars)
+        try:
+            yield Bar(bars, task)
+        finally:
+            _shown.pop()
