@@ -269,30 +269,33 @@ def rises(entries: Sequence[dict]) -> list[str]:
 # Showing --------------------------------------------------------------------------------------------------------------
 
 
+def block(base: Tensor, images: Tensor) -> Image.Image:
+    """A row per base: the base [N, C, H, W], framed, then its resamples [N, columns, C, H, W]."""
+    rows, columns = len(base), images.shape[1] + 1
+    drawn = picture.grid(torch.cat([base[:, None], images], dim=1).flatten(0, 1), columns)
+    width, height = (drawn.width - picture.GAP) // columns, (drawn.height - picture.GAP) // rows
+    pen = ImageDraw.Draw(drawn)
+    for row in range(rows):
+        corner = (width + picture.GAP - 1, (row + 1) * height + picture.GAP - 1)
+        pen.rectangle(((0, row * height), corner), outline=BASE, width=picture.GAP)
+    return drawn
+
+
 def figure(drawn: Resampled) -> Image.Image:
     """A titled block per part, top to bottom: a row per base, the base framed in the first column, then its resamples.
     Of several blocks each shows the first four bases at most."""
     shown = len(drawn.base) if len(drawn.parts) == 1 else min(len(drawn.base), SHOWN_ROWS)
-    columns = drawn.images.shape[2] + 1
     margin, size = 10, 16
     font = ImageFont.load_default(size)
-    grids = []
-    for images in drawn.images[:, :shown]:
-        block = picture.grid(torch.cat([drawn.base[:shown, None], images], dim=1).flatten(0, 1), columns)
-        width, height = (block.width - picture.GAP) // columns, (block.height - picture.GAP) // shown
-        pen = ImageDraw.Draw(block)
-        for row in range(shown):
-            corner = (width + picture.GAP - 1, (row + 1) * height + picture.GAP - 1)
-            pen.rectangle(((0, row * height), corner), outline=BASE, width=picture.GAP)
-        grids.append(block)
+    grids = [block(drawn.base[:shown], images) for images in drawn.images[:, :shown]]
     titles = [f"{title(part)} resampled" for part in drawn.parts]
     width = max(grids[0].width, *(math.ceil(font.getlength(text)) for text in titles))
     header = size + 8
-    height = sum(header + block.height + margin for block in grids) + margin
+    height = sum(header + grid.height + margin for grid in grids) + margin
     canvas = Image.new("RGB", (width + 2 * margin, height), picture.PAPER)
     pen, y = ImageDraw.Draw(canvas), margin // 2
-    for text, block in zip(titles, grids, strict=True):
+    for text, grid in zip(titles, grids, strict=True):
         pen.text((margin, y), text, fill=picture.INK, font=font)
-        canvas.paste(block, (margin, y + header))
-        y += header + block.height + margin
+        canvas.paste(grid, (margin, y + header))
+        y += header + grid.height + margin
     return canvas

@@ -439,6 +439,34 @@ def table(methods: Sequence[Method]) -> str:
     return "\n".join(lines)
 
 
+def plot_auroc(axis, method: Method) -> None:
+    """AUROC against the cut on a matplotlib axis, a curve per set in the colours C0, C1, ...; the cut chosen dashed."""
+    cuts = method.scorer.cuts
+    for i, name in enumerate(method.outside):
+        axis.plot(cuts, [method.rows[name, k]["auroc"] for k in cuts], "o-", color=f"C{i}", label=name, ms=4)
+    axis.axhline(0.5, color="0.8", lw=1, zorder=0)
+    axis.axvline(method.chosen, color="0.5", ls="--", lw=1, zorder=0)
+    axis.set(xlabel="k (layers above k are used)", ylabel="AUROC", ylim=(-0.03, 1.03))
+    axis.set_xticks(cuts if len(cuts) <= 12 else cuts[:: len(cuts) // 8])
+
+
+def plot_scores(axis, method: Method, cut: int) -> None:
+    """Histograms of the scores at a cut on a matplotlib axis: test images filled, sets in `plot_auroc`'s colours."""
+    column = method.scorer.cuts.index(cut)
+    inside, outside = method.inside[:, column], {name: each[:, column] for name, each in method.outside.items()}
+    low, high = np.quantile(np.concatenate([inside, *outside.values()]), [0.002, 0.998])
+    bins = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)
+
+    def plot(scores: np.ndarray, **style) -> None:
+        axis.hist(scores.clip(bins[0], bins[-1]), bins, weights=np.full(len(scores), 1 / len(scores)), **style)
+
+    plot(inside, label="test images", color="0.75")
+    for i, (name, scores) in enumerate(outside.items()):
+        plot(scores, label=name, color=f"C{i}", histtype="step")
+    axis.locator_params("x", nbins=5)
+    axis.set(xlabel=method.scorer.name, ylabel="share of images")
+
+
 def figure(methods: Sequence[Method]) -> bytes:
     """A PNG with a column per score: AUROC against the cut, a curve per set; histograms at the lowest cut and at the
     chosen one."""
@@ -449,28 +477,15 @@ def figure(methods: Sequence[Method]) -> bytes:
     canvas = Figure(figsize=(4.6 * columns + 1.6, 3.2 * rows), layout="constrained")
     axes = canvas.subplots(rows, columns, squeeze=False)
     for (above, *below), method in zip(axes.T, methods, strict=True):
-        cuts = method.scorer.cuts
-        colours = {name: f"C{i}" for i, name in enumerate(method.outside)}
-        for name, colour in colours.items():
-            above.plot(cuts, [method.rows[name, k]["auroc"] for k in cuts], "o-", color=colour, label=name, ms=4)
-        above.axhline(0.5, color="0.8", lw=1, zorder=0)
-        above.axvline(method.chosen, color="0.5", ls="--", lw=1, zorder=0)
-        above.set(title=method.scorer.name, xlabel="k (layers above k are used)", ylabel="AUROC", ylim=(-0.03, 1.03))
-        above.set_xticks(cuts if len(cuts) <= 12 else cuts[:: len(cuts) // 8])
-        titles = {cuts[0]: f"k = {cuts[0]}", method.chosen: f"k = {method.chosen}, the cut chosen"}
+        plot_auroc(above, method)
+        above.set_title(method.scorer.name)
+        cuts = [method.scorer.cuts[0], method.chosen]
+        titles = {cuts[0]: f"k = {cuts[0]}", cuts[1]: f"k = {cuts[1]}, the cut chosen"}
         for axis in below[len(titles) :]:
             axis.set_axis_off()
         for axis, (k, title) in zip(below, titles.items(), strict=False):
-            shown = {"test images": method.inside} | method.outside
-            values = {name: scores[:, cuts.index(k)] for name, scores in shown.items()}
-            low, high = np.quantile(np.concatenate(list(values.values())), [0.002, 0.998])
-            bins = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)
-            for name, scores in values.items():
-                weights = np.full(len(scores), 1 / len(scores))
-                style = {"color": colours[name], "histtype": "step"} if name in colours else {"color": "0.75"}
-                axis.hist(scores.clip(bins[0], bins[-1]), bins, weights=weights, label=name, **style)
-            axis.locator_params("x", nbins=5)
-            axis.set(title=title, xlabel=method.scorer.name, ylabel="share of images")
+            plot_scores(axis, method, k)
+            axis.set_title(title)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside right upper", frameon=False)
     buffer = io.BytesIO()

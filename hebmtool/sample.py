@@ -68,6 +68,16 @@ def progressive(
     return torch.cat(rows), stages
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that --out writes into.  Raises HebmError when it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HebmError(f"cannot make the folder {folder} for --out: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise HebmError(f"the folder {folder} of --out cannot be written; choose another")
+
+
 class Sink:
     """Where sampled images go: a grid PNG, a folder of PNGs, an `.npz` with `images`, or `-` (a grid PNG on stdout).
 
@@ -95,13 +105,7 @@ class Sink:
             raise HebmError(f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed")
         if self.path.is_file() and (self.kind == "folder" or not force):
             raise HebmError(f"the file {out} exists; choose another for --out" + (", or add --force" * (not force)))
-        folder = self.path if self.kind == "folder" else self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HebmError(f"cannot make the folder {folder} for --out: {error.strerror or error}") from error
-        if not os.access(folder, os.W_OK):
-            raise HebmError(f"the folder {folder} of --out cannot be written; choose another")
+        make_folder(self.path if self.kind == "folder" else self.path.parent)
 
     def write(self, batches: Iterator[Tensor]) -> None:
         """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""
