@@ -684,6 +684,52 @@ def evaluate(
         print(json.dumps(found.figures()) if as_json else f"{found.kind}: {found.sentence()}", flush=True)
 
 
+@app.command(rich_help_panel="Look")
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder.", show_default="the newest run")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn; images are those of `hebm sample`.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="The page.", show_default="report.html in the run's folder")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Show a run on one self-contained HTML page, to read or to send.
+
+    Samples of every prior, reconstructions, what each layer carries, training curves, an out-of-distribution figure,
+    what `hebm evaluate` measured, checkpoints and recipe.  The page loads nothing.  Prints its path.  Examples:
+
+        hebm report
+
+        hebm report mnist --out mnist.html
+    """
+    from hebmtool import checkpoint
+    from hebmtool.report import report as describe
+    from hebmtool.run import Run
+    from hebmtool.sample import make_folder
+    from hebmtool.training import pick_device
+
+    where = pick_device(device)
+    if out is not None:
+        if Path(out).suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--out is '{out}'; report writes a page: give a .html")
+        if Path(out).is_dir():
+            raise HebmError(f"--out {out} is a folder; give a .html file")
+        if Path(out).exists() and not force:
+            raise HebmError(f"the file {out} exists; choose another for --out, or add --force")
+        make_folder(Path(out).parent)
+    opened = Run.open(run, runs)
+    path = opened.path / "report.html" if out is None else Path(out)
+    page = describe(opened, where, seed, batch_size)
+    # Names of files need not be text.
+    checkpoint.write_bytes(path, page.encode("utf-8", "replace"))
+    print(path)
+
+
 @app.command(rich_help_panel="Train")
 def demo(
     runs: RunsOption = RUNS,
