@@ -41,7 +41,7 @@ STRIPS = 10  # images followed from noise to data
 BASES, RESAMPLES = 4, 8  # of every part of the hierarchy
 PER_CLASS, MOST_CLASSES, MOST_LABELS = 8, 20, 6
 OOD_IMAGES, OOD_DRAWS = 100, 1  # of every set, and of the posterior of each
-WIDEST = 1400  # pixels of a picture
+WIDEST = 1100  # pixels of a picture
 FEWEST, POINTS = 10, 80  # of a curve of means
 
 # What charts are drawn in, and the page's colours that stand in for it.
@@ -146,7 +146,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def _svg(plot: Callable[[Any], None], name: str, alternative: str) -> str:
-    """An <svg> element; its ids begin with `name`."""
+    """An <svg> element; `name` is its own on the page."""
     import matplotlib  # slow to import
     from matplotlib.figure import Figure as Canvas
 
@@ -180,10 +180,9 @@ def _svg(plot: Callable[[Any], None], name: str, alternative: str) -> str:
     svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
     # A style element's rules would hold for the whole page; report.html has them for charts.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    # Several charts share one page: no id may occur twice.
+    # Several charts share one page, where no id may occur twice; those in use are hashes salted with the name.
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda found: PAGE_COLOURS.get(found[0]) or _between(found[0]) or found[0], svg)
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     opening = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box), alternative)
