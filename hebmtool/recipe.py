@@ -191,8 +191,9 @@ class Prior(Part):
     persistence: float = Field(
         0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
     )
-    objective: Literal["recovery", "nce", "score-matching"] = Field(
-        "recovery", description="recovery likelihood, noise-contrastive estimation, or denoising score matching"
+    objective: Literal["recovery", "nce", "cnce", "score-matching"] = Field(
+        "recovery",
+        description="recovery likelihood, (conditional) noise-contrastive estimation, or denoising score matching",
     )
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
     margin: float = Field(

@@ -187,14 +187,14 @@ def test_fixed_restores_every_flag_even_after_an_exception(generator, failing):
 @pytest.mark.parametrize(
     ("kind", "objective"),
     [
-        *((kind, objective) for kind in KINDS if kind != "gaussian" for objective in ("recovery", "nce")),
+        *((kind, objective) for kind in KINDS if kind != "gaussian" for objective in ("recovery", "nce", "cnce")),
         ("diffusion-ebm", "score-matching"),
     ],
 )
 def test_every_parameter_receives_a_gradient(generator, kind, objective, chain, reads):
     # The head's bias moves positives and negatives alike: only the penalty sees it.
     config = recipe.Prior(kind=kind, objective=objective, chain=chain, steps=2, penalty=0.1)
-    config.energy = recipe.Energy(reads=reads, readout="strided" if objective == "nce" else "sum", width=6, blocks=1)
+    config.energy = recipe.Energy(reads=reads, readout="strided" if "nce" in objective else "sum", width=6, blocks=1)
     prior = make_prior(generator, config)
     wake(prior, 1e-3)
     u_0 = torch.randn(16, generator.D)
