@@ -161,6 +161,8 @@ def evaluate(
         spaces.append(Space(network, cache.features(held_out, digest, network), **names))
     classifier = inception.load_classifier(device) if "clean" in fid else None
     sources = _sources(run, kinds, recipe, images, n, steps, device)
+    used = [run.generator_path, *(run.prior_path(each) for each in kinds)]
+    checkpoints = {path.name: checkpoint.digest(path)[:DIGITS] for path in used}
 
     draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
     figures = [_with_error(each) for each in zip(*draws, strict=True)]
@@ -174,10 +176,7 @@ def evaluate(
         "steps": steps,
         "reference": {"split": reference, "images": len(held_out), "sha256": digest[:DIGITS]},
         "features": [{"name": s.features.name, "sha256": (s.features.digest or "")[:DIGITS] or None} for s in spaces],
-        "checkpoints": {
-            path.name: checkpoint.digest(path)[:DIGITS]
-            for path in [run.generator_path, *(run.prior_path(each) for each in kinds)]
-        },
+        "checkpoints": checkpoints,
         "hebmtool": metadata.version("hebmtool"),
         "torch": torch.__version__,
         "device": device_name(device),

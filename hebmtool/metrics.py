@@ -206,7 +206,7 @@ def neighbourhoods(
         precise.append((d < radii[PRECISION_NEIGHBOURS]).any(1))
         recalled |= (d < radius[:, None]).any(0)
         inside = d < radii[DENSITY_NEIGHBOURS]
-        dense.append(inside.sum(1) / DENSITY_NEIGHBOURS)
+        dense.append(inside.sum(1).double() / DENSITY_NEIGHBOURS)
         covered |= inside.any(0)
     terms = {"precision": torch.cat(precise), "recall": recalled, "density": torch.cat(dense), "coverage": covered}
     return {name: term.double().cpu().numpy() for name, term in terms.items()}
