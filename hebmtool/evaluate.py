@@ -36,10 +36,10 @@ DIGITS = 12  # of a SHA-256: enough to tell files apart
 ERRORS = {
     "FD": f"bootstrap of the images judged ({metrics.BOOTSTRAPS} resamplings), reference held fixed",
     "KID": "standard error over the images judged and the subsets, reference held fixed",
-    "precision": "standard error over the images judged",
-    "density": "standard error over the images judged",
-    "recall": "standard error over the reference images",
-    "coverage": "standard error over the reference images",
+    "precision": "standard error over the images judged, reference held fixed",
+    "density": "standard error over the images judged, reference held fixed",
+    "recall": "standard error over the reference images, the images judged held fixed",
+    "coverage": "standard error over the reference images, the images judged held fixed",
     "closure": f"bootstrap of the three sets ({metrics.BOOTSTRAPS} resamplings), reference held fixed",
     "IS": "standard error over the splits",
     "seconds per 1000 images": f"standard error over batches of {metrics.BATCH}",
@@ -82,15 +82,21 @@ class Evaluation:
 
 @dataclass
 class Space:
-    """A feature network with the reference seen by it; `suffix` tells its figures from another's."""
+    """A feature network with the reference seen by it; `suffix` tells its figures from another's.
+
+    n: images judged.  Neighbourhoods depend on how many images there are, so as many of the reference are taken, at
+    random but always the same.
+    """
 
     features: Features
     reference: np.ndarray
+    n: int
     suffix: str = ""
     fd: str = "FD"
 
     def __post_init__(self) -> None:
-        self.near = self.reference[:PAIRED_IMAGES]
+        m = min(self.n, len(self.reference), PAIRED_IMAGES)
+        self.near = self.reference[np.random.default_rng(0).permutation(len(self.reference))[:m]]
         self.radii = metrics.neighbour_radii(self.near, self.features.device)
 
 
@@ -158,7 +164,7 @@ def evaluate(
     spaces = []
     for network, names in networks:
         network(held_out.batch([0, 1]))  # one that does not fit is better known at once
-        spaces.append(Space(network, cache.features(held_out, digest, network), **names))
+        spaces.append(Space(network, cache.features(held_out, digest, network), n, **names))
     classifier = inception.load_classifier(device) if "clean" in fid else None
     sources = _sources(run, kinds, recipe, images, n, steps, device)
     used = [run.generator_path, *(run.prior_path(each) for each in kinds)]
@@ -335,20 +341,22 @@ def _distances(
     for name, found in seen.items():
         value, error, deviation = metrics.kernel_distance(found, space.reference)
         size = metrics.kernel_subset(found, space.reference)
-        what = f"mean of {metrics.KID_SUBSETS} subsets of {size}, their standard deviation {deviation:.2g}, {against}"
+        what = f"mean of {metrics.KID_SUBSETS} subsets of {size}, {against}"
         figures.append(Figure(f"KID{space.suffix}", value, error, name, "lower", note=what))
+        what = f"standard deviation of the KID of subsets of {size}"
+        figures.append(Figure(f"KID spread{space.suffix}", deviation, None, name, note=what))
     return figures
 
 
 def _neighbourhoods(name: str, found: np.ndarray, space: Space) -> list[Figure]:
     """Precision, recall, density and coverage in one feature space."""
-    terms = metrics.neighbourhoods(found[:PAIRED_IMAGES], space.near, space.radii, space.features.device)
-    counts = f"{min(len(found), PAIRED_IMAGES)} against {len(space.near)} images, features {space.features.name}"
+    m = len(space.near)
+    terms = metrics.neighbourhoods(found[:m], space.near, space.radii, space.features.device)
     figures = []
     for figure, term in terms.items():
         k = metrics.PRECISION_NEIGHBOURS if figure in ("precision", "recall") else metrics.DENSITY_NEIGHBOURS
         error = float(term.std(ddof=1)) / len(term) ** 0.5
-        what = f"k = {k}, {counts}"
+        what = f"k = {k}, {m} images of each, features {space.features.name}"
         figures.append(Figure(f"{figure}{space.suffix}", float(term.mean()), error, name, "higher", note=what))
     return figures
 
@@ -357,8 +365,10 @@ def _with_error(draws: Sequence[Figure]) -> Figure:
     """One figure of one or more independent draws, its note saying how its uncertainty was found."""
     first = draws[0]
     if len(draws) == 1:
+        if first.error is None:
+            return first
         how = ERRORS[first.name.partition(" (")[0]]
-        return replace(first, note=f"{first.note}; ± {how}") if first.error is not None else first
+        return replace(first, note=f"{first.note}; ± {how}")
     values = [figure.value for figure in draws]
     if None in values:
         missing = next(figure for figure in draws if figure.value is None)

@@ -97,8 +97,8 @@ def load(mode: str, device: torch.device) -> Features:
     def features(images: Tensor) -> Tensor:
         images = images.cpu().expand(-1, 3, -1, -1)
         with ThreadPoolExecutor() as pool:
-            parts = [torch.stack(list(pool.map(prepared, batch))) for batch in images.split(BATCH)]
-        return torch.cat([network(part.to(device)) for part in parts])
+            parts = (torch.stack(list(pool.map(prepared, batch))) for batch in images.split(BATCH))
+            return torch.cat([network(part.to(device)) for part in parts])
 
     path, _ = weights(mode)
     digest = checkpoint.digest(path) if path.is_file() else None

@@ -71,17 +71,20 @@ def number(figure: Figure | None) -> str:
 
 
 def notes(found: Table) -> list[str]:
-    """The figures' notes, each once, after the rows it is about."""
-    about: dict[str, list[str]] = {}
+    """The figures' notes, each once, after the rows it is about, and the columns unless it is all of them."""
+    about: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for label, cells in found.rows:
-        label = label.rstrip(" ↓↑")
-        distinct = {cell.note for cell in cells if cell is not None and cell.note}
+        of: dict[str, list[str]] = {}
         for column, cell in zip(found.columns, cells, strict=True):
-            if cell is not None and cell.note:
-                who = label if len(distinct) == 1 else f"{label} of {column}"
-                if who not in about.setdefault(cell.note, []):
-                    about[cell.note].append(who)
-    return [f"{', '.join(whose)}: {text}" for text, whose in about.items()]
+            if cell is not None:
+                of.setdefault(cell.note, []).append(column)
+        for text, columns in of.items():
+            if text:
+                about.setdefault((text, tuple(columns) if len(of) > 1 else ()), []).append(label.rstrip(" ↓↑"))
+    return [
+        f"{', '.join(labels)}{' of ' * bool(columns)}{', '.join(columns)}: {text}"
+        for (text, columns), labels in about.items()
+    ]
 
 
 def _cells(found: Table, star: str) -> list[list[str]]:

@@ -67,7 +67,7 @@ def test_every_prior_stands_beside_the_floor(run):
     assert list(values(found, "closure")) == ["ebm", "diffusion-ebm"]
     assert list(values(found, SPEED)) == everyone[:3] and min(values(found, SPEED).values()) > 0
     assert all("±" in figure.note for figure in found.figures if figure.error is not None)
-    assert {figure.better for figure in found.figures} == {"lower", "higher"}
+    assert {figure.name for figure in found.figures if figure.better is None} == {"KID spread"}
 
 
 def test_figures_are_those_of_the_images_themselves(run):
@@ -77,7 +77,8 @@ def test_figures_are_those_of_the_images_themselves(run):
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = metrics.load_features(None, images.shape, CPU)
     reference = features(test.batch(range(len(test))))
-    radii = metrics.neighbour_radii(reference)
+    near = reference[np.random.default_rng(0).permutation(len(reference))[:40]]  # as many as are judged
+    radii = metrics.neighbour_radii(near)
     prior = load_prior(run, "ebm", CPU)
     seen = {
         "ebm": features(metrics.prior_images(prior, 40, metrics.draw_seed(settings))),
@@ -85,8 +86,9 @@ def test_figures_are_those_of_the_images_themselves(run):
     }
     for name, x in seen.items():
         assert values(found, "FD")[name] == pytest.approx(metrics.frechet_distance(x, reference), rel=1e-5)
-        assert values(found, "KID")[name] == pytest.approx(metrics.kernel_distance(x, reference)[0], rel=1e-5)
-        for figure, term in metrics.neighbourhoods(x, reference, radii).items():
+        kid = [values(found, "KID")[name], errors(found, "KID")[name], values(found, "KID spread")[name]]
+        assert kid == pytest.approx(metrics.kernel_distance(x, reference), rel=1e-5)
+        for figure, term in metrics.neighbourhoods(x, near, radii).items():
             assert values(found, figure)[name] == pytest.approx(term.mean())
 
 
@@ -153,6 +155,13 @@ def test_a_run_without_a_trained_prior_is_judged_too(run):
     assert list(values(found, "FD")) == ["gaussian", "reconstructions"] and not values(found, "closure")
     assert all(errors(found, "FD").values())
     assert values(evaluate.evaluate(run, CPU, "gaussian"), "FD") == values(found, "FD")
+
+
+def test_neighbourhoods_take_as_many_reference_images_as_are_judged(run):
+    few, many = (evaluate.evaluate(run, CPU, "gaussian", samples=samples) for samples in (12, 400))
+    for found, m in ((few, 12), (many, 180)):
+        note = next(figure.note for figure in found.figures if figure.name == "coverage")
+        assert f"k = 5, {m} images of each" in note
 
 
 def test_repeats_are_independent_draws(run, hole):
