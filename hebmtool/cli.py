@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr.  Exit status: 0 success, 1 failu
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ ReadjustTemperatureOption = Annotated[
     float, typer.Option("--readjust-temperature", help="Standard deviation of u in those batches.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="A Markdown block, ready to paste.")]
 RUNS = Path("runs")
 
 
@@ -663,25 +666,99 @@ def evaluate(
     features: Annotated[
         str | None, typer.Option(help="TorchScript feature network.", show_default="the recipe's")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prior on stdout.")] = False,
+    fid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODE", help="FID as clean-fid has it: clean (with IS) or legacy_pytorch; repeatable."),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="SPLIT", help="Hold against test images, or train as in published FIDs.")
+    ] = "test",
+    repeats: Annotated[int, typer.Option(min=1, help="Independent draws; figures are their mean.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws.", show_default="the recipe's")] = None,
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the prior-hole closure of a run's priors.
+    """Judge a run's priors side by side: distances to held-out images, precision and recall, closure, speed.
 
-    Prints a line per prior.  Examples:
+    Reconstructions are the floor that no prior of the generator gets below.  Prints a row per figure, each with one
+    standard error, and what it takes to measure them again; keeps them in the run for `hebm compare`.  Features of
+    reference images are cached in $HEBM_CACHE, by default ~/.cache/hebmtool.  Examples:
 
         hebm evaluate mnist --features mnist_features.pt
 
-        hebm evaluate --prior diffusion-ebm --steps 30 --json
+        hebm evaluate --prior diffusion-ebm --steps 30 --repeats 5 --json
+
+        hebm evaluate --fid clean --samples 50000 --reference train --markdown
     """
+    from hebmtool import table
     from hebmtool.evaluate import evaluate as judge
     from hebmtool.run import Run
     from hebmtool.training import pick_device
 
-    where = pick_device(device)
-    for found in judge(Run.open(run, runs), where, prior, steps, samples, features):
-        print(json.dumps(found.figures()) if as_json else f"{found.kind}: {found.sentence()}", flush=True)
+    _check_one_format(as_json, as_markdown)
+    found = judge(
+        Run.open(run, runs),
+        pick_device(device),
+        prior,
+        steps,
+        samples,
+        features,
+        fid=fid or (),
+        reference=reference,
+        repeats=repeats,
+        seed=seed,
+        command=shlex.join(["hebm", *sys.argv[1:]]),
+    )
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    drawn = table.table(table.by_judged(found.figures))
+    if as_markdown:
+        print(table.markdown(drawn, found.lines()))
+    else:
+        table.show(drawn, found.lines())
+
+
+def _check_one_format(as_json: bool, as_markdown: bool) -> None:
+    if as_json and as_markdown:
+        raise UsageError("--json and --markdown both write to standard output; choose one")
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    runs_named: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or folders of runs.")],
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Put runs side by side, from the figures `hebm evaluate` kept in them.
+
+    Prints a row per figure and a column per run and prior, the best prior starred.  Says on stderr where runs were not
+    judged alike.  Examples:
+
+        hebm compare mnist published
+
+        hebm compare runs/* --markdown
+    """
+    from hebmtool import table
+    from hebmtool.compare import compare as side_by_side
+    from hebmtool.run import Run
+
+    _check_one_format(as_json, as_markdown)
+    found = side_by_side([Run.open(name, runs) for name in runs_named])
+    for warning in found.warnings:
+        note(warning)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    drawn = table.table(found.columns, found.priors)
+    lines = [f"{name}: {line}" for name, each in found.runs.items() for line in each.lines()]
+    if as_markdown:
+        print(table.markdown(drawn, lines))
+    else:
+        table.show(drawn, lines)
 
 
 @app.command(rich_help_panel="Look")

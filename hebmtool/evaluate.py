@@ -1,16 +1,119 @@
-"""Judging a finished run: the prior-hole closure of its priors, side by side."""
+"""Judging a finished run: every prior of it side by side, with its uncertainty and what it takes to measure it again.
 
-from collections.abc import Iterator
+Each set of images is drawn once per draw and read once by each feature network: n images of every prior, and n
+reconstructions of training images, the floor that no prior on this generator gets below.  All are held against the
+same reference images.
+"""
 
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
 import torch
+from torch import Tensor
 
-from hebmtool import data, metrics
-from hebmtool.errors import HebmError
+from hebmtool import cache, checkpoint, data, inception, metrics
+from hebmtool.console import note, progress
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.figures import Figure
+from hebmtool.generator import Generator
+from hebmtool.metrics import PAIRED_IMAGES, Features
 from hebmtool.prior import Prior
+from hebmtool.recipe import Recipe
 from hebmtool.run import Run
+from hebmtool.sample import sample
 from hebmtool.train_prior import load_prior
 
+GAUSSIAN, RECONSTRUCTIONS = Prior.kind, "reconstructions"
+SPLITS = ("test", "train")
+DIGITS = 12  # of a SHA-256: enough to tell files apart
 
+# How each figure's uncertainty is found in a single draw.
+ERRORS = {
+    "FD": f"bootstrap of the images judged ({metrics.BOOTSTRAPS} resamplings), reference held fixed",
+    "KID": "standard error over the images judged and the subsets, reference held fixed",
+    "precision": "standard error over the images judged, reference held fixed",
+    "density": "standard error over the images judged, reference held fixed",
+    "recall": "standard error over the reference images, the images judged held fixed",
+    "coverage": "standard error over the reference images, the images judged held fixed",
+    "closure": f"bootstrap of the three sets ({metrics.BOOTSTRAPS} resamplings), reference held fixed",
+    "IS": "standard error over the splits",
+    "seconds per 1000 images": f"standard error over batches of {metrics.BATCH}",
+}
+ERRORS["FID"] = ERRORS["FD"]
+
+
+@dataclass
+class Evaluation:
+    """Figures of a run, and their provenance: the command, seed, counts, digests and versions they were made with."""
+
+    run: str
+    figures: list[Figure]
+    provenance: dict
+
+    def as_dict(self) -> dict:
+        return {
+            "run": self.run,
+            "figures": [figure.as_dict() for figure in self.figures],
+            "provenance": self.provenance,
+        }
+
+    def lines(self) -> list[str]:
+        """The provenance in words, a line per part."""
+        p = self.provenance
+
+        def listed(pairs: Iterable[tuple[str, str | None]]) -> str:
+            return ", ".join(f"{name} {digest or '(no file)'}" for name, digest in pairs)
+
+        steps = "each prior's own" if p["steps"] is None else p["steps"]
+        return [
+            f"command: {p['command'] or 'called from Python'}",
+            f"{p['samples']} images per set, {p['repeats']} draw(s), seed {p['seed']}, Langevin steps: {steps}",
+            f"reference: {p['reference']['images']} {p['reference']['split']} images {p['reference']['sha256']}",
+            f"features: {listed((each['name'], each['sha256']) for each in p['features'])}",
+            f"checkpoints: {listed(p['checkpoints'].items())}",
+            f"hebmtool {p['hebmtool']}, torch {p['torch']}, {p['device']}",
+        ]
+
+
+@dataclass
+class Space:
+    """A feature network with the reference seen by it; `suffix` tells its figures from another's.
+
+    n: images judged.  Neighbourhoods depend on how many images there are, so as many of the reference are taken, at
+    random but always the same.
+    """
+
+    features: Features
+    reference: np.ndarray
+    n: int
+    suffix: str = ""
+    fd: str = "FD"
+
+    def __post_init__(self) -> None:
+        m = min(self.n, len(self.reference), PAIRED_IMAGES)
+        self.near = self.reference[np.random.default_rng(0).permutation(len(self.reference))[:m]]
+        self.radii = metrics.neighbour_radii(self.near, self.features.device)
+
+
+@dataclass
+class Source:
+    """A set of images to judge: `draw(i)` yields its i-th set in batches, uint8 [batch, C, H, W].
+
+    baseline: of a trained prior, the names of the Gaussian samples and reconstructions on its own generator.
+    """
+
+    name: str
+    draw: Callable[[int], Iterator[Tensor]]
+    baseline: tuple[str, str] | None = None
+    timed: bool = True
+
+
+@torch.no_grad()
 def evaluate(
     run: Run,
     device: torch.device,
@@ -18,32 +121,258 @@ def evaluate(
     steps: int | None = None,
     samples: int | None = None,
     features: str | None = None,
-) -> Iterator[metrics.Closure]:
-    """The closure of the run's prior of this kind, or of every trained one.
+    *,
+    fid: Sequence[str] = (),
+    reference: str = "test",
+    repeats: int = 1,
+    seed: int | None = None,
+    command: str | None = None,
+) -> Evaluation:
+    """Judge the run's prior of this kind, or every one, beside the Gaussian prior and reconstructions.
+
+    The result is also kept in the run's figures.json, under "evaluate", in place of an earlier one.
 
     Arguments:
         steps: Langevin steps per level, each prior's own when None.
         samples, features: images per set and a TorchScript file, the recipe's when None.
+        fid: modes of clean-fid ("clean", "legacy_pytorch") in which Inception is to judge as well.
+        reference: the split all are held against; the closure is defined for "test".
+        repeats: independent sets drawn of each; from two on, figures are their mean and its standard error.
+        seed: of the draws, the recipe's when None.
+        command: what the user typed, for the provenance.
 
     Raises:
-        HebmError: nothing is trained, or no feature network fits the images.
+        UsageError: an unknown kind, mode or split.
+        HebmError: nothing is trained, too few images, no feature network fits them, or no Inception.
     """
+    for what, words, allowed in (("FID mode", fid, inception.MODES), ("reference split", [reference], SPLITS)):
+        for word in words:
+            if word not in allowed:
+                raise UsageError(f"there is no {what} '{word}'; choose from {', '.join(allowed)}")
     run.require_generator()
-    kinds = [kind] if kind else [k for k in run.priors() if k != Prior.kind]
-    if not kinds:
-        raise HebmError(
-            f"the run {run.path} has no trained prior to evaluate; train one with `hebm train-prior RECIPE`"
-        )
+    kinds = [kind] if kind else run.priors()
     for each in kinds:
         run.require_prior(each)
+    kinds = [each for each in kinds if each != GAUSSIAN]
     recipe = run.recipe()
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    network = metrics.load_features(features or recipe.evaluate.features, images.shape, device)
-    if network is None:
+    if seed is not None:
+        recipe = recipe.model_copy(update={"seed": seed})
+    images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, reference)
+    n = metrics.sizes(samples or recipe.evaluate.samples, images, held_out)
+    networks = _networks(features or recipe.evaluate.features, tuple(dict.fromkeys(fid)), images.shape, device)
+    digest = cache.images_digest(held_out)
+    spaces = []
+    for network, names in networks:
+        network(held_out.batch([0, 1]))  # one that does not fit is better known at once
+        spaces.append(Space(network, cache.features(held_out, digest, network), n, **names))
+    classifier = inception.load_classifier(device) if "clean" in fid else None
+    sources = _sources(run, kinds, recipe, images, n, steps, device)
+    used = [run.generator_path, *(run.prior_path(each) for each in kinds)]
+    checkpoints = {path.name: checkpoint.digest(path)[:DIGITS] for path in used}
+
+    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
+    figures = [_with_error(each) for each in zip(*draws, strict=True)]
+    # What else judges a run (its likelihood, its diagnostics) adds its list of figures here.
+
+    provenance = {
+        "command": command,
+        "seed": recipe.seed,
+        "samples": n,
+        "repeats": repeats,
+        "steps": steps,
+        "reference": {"split": reference, "images": len(held_out), "sha256": digest[:DIGITS]},
+        "features": [{"name": s.features.name, "sha256": (s.features.digest or "")[:DIGITS] or None} for s in spaces],
+        "checkpoints": checkpoints,
+        "hebmtool": metadata.version("hebmtool"),
+        "torch": torch.__version__,
+        "device": device_name(device),
+    }
+    found = Evaluation(run.name, figures, provenance)
+    try:
+        run.set_figure("evaluate", {"figures": [asdict(figure) for figure in figures], "provenance": provenance})
+    except HebmError as error:
+        note(f"the figures are not kept in the run: {error}")
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name}, {torch.get_num_threads()} thread(s)"
+
+
+def _networks(
+    path: str | None, modes: Sequence[str], shape: tuple[int, int, int], device: torch.device
+) -> list[tuple[Features, dict]]:
+    """The feature networks asked for, each with the names its figures carry."""
+    own = metrics.load_features(path, shape, device)
+    if own is None and not modes:
         raise HebmError(
             "the embedded feature network is for grey images of at most 32x32; "
-            "give a TorchScript one for these images with --features"
+            "give a TorchScript one for these images with --features, or Inception with --fid"
         )
-    for each in kinds:
-        prior = load_prior(run, each, device)
-        yield metrics.closure(prior, images, test, recipe, network, samples or recipe.evaluate.samples, steps)
+    found = [] if own is None else [(own, {})]
+    return found + [(inception.load(mode, device), {"suffix": f" ({mode})", "fd": "FID"}) for mode in modes]
+
+
+def _sources(
+    run: Run, kinds: Sequence[str], recipe: Recipe, images: data.Images, n: int, steps: int | None, device: torch.device
+) -> list[Source]:
+    """The Gaussian prior, the trained ones and reconstructions.
+
+    A prior may come with BatchNorm statistics of its own, and is then compared with Gaussian samples and
+    reconstructions that have them too.
+    """
+
+    def sampled(prior: Prior, steps: int | None = None) -> Callable[[int], Iterator[Tensor]]:
+        return lambda draw: sample(prior, n, metrics.draw_seed(recipe, draw), metrics.BATCH, steps=steps)
+
+    def reconstructed(generator: Generator) -> Callable[[int], Iterator[Tensor]]:
+        return lambda draw: metrics.reconstruct(generator, images, recipe, n, draw)
+
+    gaussian = load_prior(run, GAUSSIAN, device)
+    baselines = [(gaussian.generator, (GAUSSIAN, RECONSTRUCTIONS))]
+    first, trained, last = (
+        [Source(GAUSSIAN, sampled(gaussian))],
+        [],
+        [Source(RECONSTRUCTIONS, reconstructed(gaussian.generator), timed=False)],
+    )
+    for kind in kinds:
+        prior = load_prior(run, kind, device)
+        names = next((names for generator, names in baselines if _same(generator, prior.generator)), None)
+        if names is None:
+            names = (f"{GAUSSIAN} (BatchNorm of {kind})", f"{RECONSTRUCTIONS} (BatchNorm of {kind})")
+            baselines.append((prior.generator, names))
+            first.append(Source(names[0], sampled(metrics.gaussian_prior(prior.generator, recipe))))
+            last.append(Source(names[1], reconstructed(prior.generator), timed=False))
+        trained.append(Source(kind, sampled(prior, steps), names))
+    return first + trained + last
+
+
+def _same(a: Generator, b: Generator) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def _figures(
+    sources: Sequence[Source],
+    spaces: Sequence[Space],
+    classifier: Features | None,
+    n: int,
+    draw: int,
+    split: str,
+    errors: bool,
+) -> list[Figure]:
+    """All figures of one draw; without `errors`, only those uncertainties that cost nothing."""
+    networks = [space.features for space in spaces] + ([classifier] if classifier is not None else [])
+    sets: dict[str, list[np.ndarray]] = {}
+    figures: list[Figure] = []
+    for source in sources:
+        parts, seconds = [], []
+        started = time.perf_counter()
+        for batch in source.draw(draw):
+            seconds.append((time.perf_counter() - started) / len(batch))
+            parts.append([network(batch) for network in networks])
+            started = time.perf_counter()
+        sets[source.name] = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        if source.timed:
+            # The last batch may be smaller; the mean is over images, not over batches.
+            share = np.array([len(part[0]) for part in parts]) / n
+            device = device_name(networks[0].device)
+            figures.append(
+                Figure(
+                    "seconds per 1000 images",
+                    1000 * float(share @ seconds),
+                    1000 * float(np.std(seconds, ddof=1)) / len(seconds) ** 0.5 if len(seconds) > 1 else None,
+                    source.name,
+                    "lower",
+                    note=f"{device}, batches of {metrics.BATCH}, decoding included",
+                )
+            )
+    trained = [source for source in sources if source.baseline is not None]
+    judged = []
+    with progress("judging", len(spaces) * len(sources)) as bar:
+        for i, space in enumerate(spaces):
+            seen = {name: each[i] for name, each in sets.items()}
+            judged += _distances(seen, trained, space, n, split, errors)
+            for name, found in seen.items():
+                judged += _neighbourhoods(name, found, space)
+                bar.advance()
+    if classifier is not None:
+        for name, found in sets.items():
+            scores = inception.inception_scores(found[-1])
+            error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else None
+            what = f"Inception score, mean of {len(scores)} splits of {n} images, resized within the network"
+            judged.append(Figure("IS", float(scores.mean()), error, name, "higher", note=what))
+    return judged + figures
+
+
+def _distances(
+    seen: dict[str, np.ndarray], trained: Sequence[Source], space: Space, n: int, split: str, errors: bool
+) -> list[Figure]:
+    """FD, closure and KID in one feature space."""
+    against = f"{n} images against {len(space.reference)} {split} images, features {space.features.name}"
+    fd = {name: metrics.frechet_distance(found, space.reference) for name, found in seen.items()}
+    spread: dict[str, float] = {}
+    closures = []
+    for names in [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]:
+        drawn = metrics.bootstrap_distances([seen[name] for name in names], space.reference) if errors else None
+        if drawn is not None:
+            spread |= dict(zip(names, drawn.std(0, ddof=1).tolist(), strict=True))
+        if trained and split == "test":
+            kind, how = names[1], (n, len(space.reference), space.features.name)
+            closures.append(metrics.closed(kind, [fd[name] for name in names], drawn, *how))
+    figures = [
+        Figure(f"{space.fd}{space.suffix}", value, spread.get(name), name, "lower", note=against)
+        for name, value in fd.items()
+    ]
+    for found in closures:
+        what = (
+            f"prior-hole closure, ({space.fd} of Gaussian - of prior) / (of Gaussian - of reconstructions), {against}"
+        )
+        if found.closure is None:
+            what = f"undefined: reconstructions are no nearer to the reference than Gaussian samples, {against}"
+        figures.append(Figure(f"closure{space.suffix}", found.closure, found.error, found.kind, "higher", note=what))
+    for name, found in seen.items():
+        value, error, deviation = metrics.kernel_distance(found, space.reference)
+        size = metrics.kernel_subset(found, space.reference)
+        what = f"mean of {metrics.KID_SUBSETS} subsets of {size}, {against}"
+        figures.append(Figure(f"KID{space.suffix}", value, error, name, "lower", note=what))
+        what = f"standard deviation of the KID of subsets of {size}"
+        figures.append(Figure(f"KID spread{space.suffix}", deviation, None, name, note=what))
+    return figures
+
+
+def _neighbourhoods(name: str, found: np.ndarray, space: Space) -> list[Figure]:
+    """Precision, recall, density and coverage in one feature space."""
+    m = len(space.near)
+    terms = metrics.neighbourhoods(found[:m], space.near, space.radii, space.features.device)
+    figures = []
+    for figure, term in terms.items():
+        k = metrics.PRECISION_NEIGHBOURS if figure in ("precision", "recall") else metrics.DENSITY_NEIGHBOURS
+        error = float(term.std(ddof=1)) / len(term) ** 0.5
+        what = f"k = {k}, {m} images of each, features {space.features.name}"
+        figures.append(Figure(f"{figure}{space.suffix}", float(term.mean()), error, name, "higher", note=what))
+    return figures
+
+
+def _with_error(draws: Sequence[Figure]) -> Figure:
+    """One figure of one or more independent draws, its note saying how its uncertainty was found."""
+    first = draws[0]
+    if len(draws) == 1:
+        if first.error is None:
+            return first
+        how = ERRORS[first.name.partition(" (")[0]]
+        return replace(first, note=f"{first.note}; ± {how}")
+    values = [figure.value for figure in draws]
+    if None in values:
+        missing = next(figure for figure in draws if figure.value is None)
+        return replace(missing, error=None, note=f"in {values.count(None)} of {len(draws)} draws {missing.note}")
+    error = float(np.std(values, ddof=1)) / len(draws) ** 0.5
+    how = f"mean of {len(draws)} independent draws ± its standard error"
+    return replace(first, value=float(np.mean(values)), error=error, note=f"{first.note}; {how}")

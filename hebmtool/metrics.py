@@ -1,6 +1,12 @@
-"""How good a prior is: Fréchet distances in given features, and the prior-hole closure.
+"""How good samples are, in given features: distances, coverage of the reference, and the prior-hole closure.
 
-    FD(A, B) = ||m_A - m_B||^2 + tr(C_A + C_B - 2 (C_A C_B)^{1/2})
+    FD(A, B)  = ||m_A - m_B||^2 + tr(C_A + C_B - 2 (C_A C_B)^{1/2})                      means and covariances
+    KID(A, B) = E k(a, a') + E k(b, b') - 2 E k(a, b),   k(x, y) = (x.y / D + 1)^3       unbiased (Binkowski et al.,
+                "Demystifying MMD GANs", https://arxiv.org/abs/1801.01401)
+    precision, recall    share of samples within the reference's k-NN balls, and the other way round (Kynkäänniemi
+                et al., "Improved Precision and Recall Metric", https://arxiv.org/abs/1904.06991)
+    density, coverage    reference balls a sample lies in, over k; share of reference balls that hold a sample (Naeem
+                et al., "Reliable Fidelity and Diversity Metrics", https://arxiv.org/abs/2002.09797)
 
     closure = (FD_gaussian - FD_prior) / (FD_gaussian - FD_reconstruction)
 
@@ -11,7 +17,7 @@ unless the features are Inception's.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import data, embedded, picture
+from hebmtool import checkpoint, data, embedded, picture
 from hebmtool.errors import HebmError
 from hebmtool.generator import Generator
 from hebmtool.prior import Prior, make_prior
@@ -31,15 +37,24 @@ BATCH = 250
 BOOTSTRAPS = 20
 # Resampling needs a matrix square root each; beyond this many features it takes longer than sampling did.
 BOOTSTRAP_FEATURES = 256
+KID_SUBSETS, KID_SUBSET = 100, 1000
+# The papers' own: Kynkäänniemi et al. count three neighbours, Naeem et al. five.
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+# What looks at every pair of images looks at no more of each set than this.
+PAIRED_IMAGES = 10_000
+# Entries of a matrix of pairs held at a time.
+CHUNK = 2**23
 
 
 @dataclass
 class Features:
-    """A feature network: `network` maps uint8 [N, C, H, W] to float [N, D]; `name` says which it is."""
+    """A feature network: `network` maps uint8 [N, C, H, W] to float [N, D]; `name` says which it is, and `digest` is
+    the SHA-256 of its file."""
 
     network: Callable[[Tensor], Tensor]
     name: str
     device: torch.device
+    digest: str | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -75,7 +90,7 @@ def load_features(path: str | None, image_shape: tuple[int, int, int], device: t
     if path is None:
         if image_shape[0] != 1 or max(image_shape[1:]) > 32:
             return None
-        return Features(embedded.load().to(device), "embedded", device)
+        return Features(embedded.load().to(device), "embedded", device, checkpoint.digest(embedded.PATH))
     if not Path(path).is_file():
         raise HebmError(f"no feature network at {path}; evaluate.features takes a TorchScript file or null")
     try:
@@ -83,7 +98,7 @@ def load_features(path: str | None, image_shape: tuple[int, int, int], device: t
             network = torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise HebmError(f"{path} is not a TorchScript network torch can load; save one with torch.jit.save") from error
-    return Features(network, Path(path).name, device)
+    return Features(network, Path(path).name, device, checkpoint.digest(path))
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -98,6 +113,103 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
     return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def bootstrap_distances(sets: Sequence[np.ndarray], reference: np.ndarray) -> np.ndarray:
+    """FD to the reference of every set with its images drawn again with replacement, [BOOTSTRAPS, sets]."""
+    rng = np.random.default_rng(0)
+    return np.array(
+        [[frechet_distance(s[rng.integers(len(s), size=len(s))], reference) for s in sets] for _ in range(BOOTSTRAPS)]
+    )
+
+
+def kernel_distance(
+    a: np.ndarray, b: np.ndarray, size: int | None = None, subsets: int = KID_SUBSETS
+) -> tuple[float, float, float]:
+    """KID between features a [N, D] and b [M, D], N and M at least 2: a mean over random subsets of both.
+
+    Each subset's is unbiased, hence may be negative.
+
+    Arguments:
+        size: of the subsets, at most N and M; when None, half of the smaller set, up to 1000.
+
+    Returns: the mean; its standard error over the images of `a` (of the mean's linear part) and over the choice of
+    subsets, `b` held fixed; the subsets' standard deviation.
+    """
+    size = size or kernel_subset(a, b)
+    rng = np.random.default_rng(0)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        inner = x @ y.T / x.shape[1] + 1
+        return inner * inner * inner
+
+    def within(k: np.ndarray) -> float:
+        return (k.sum() - np.trace(k)) / (size * (size - 1))
+
+    found = []
+    for _ in range(subsets):
+        x, y = (s[rng.choice(len(s), size, replace=False)] for s in (a, b))
+        found.append(within(kernel(x, x)) + within(kernel(y, y)) - 2 * kernel(x, y).mean())
+    spread = float(np.std(found, ddof=1))
+    # How far one image moves the distance: 2 (E k(x, a) - E k(x, b)), a few rows at a time.
+    a, b = a[:PAIRED_IMAGES], b[:PAIRED_IMAGES]
+    pulls = []
+    for x in np.array_split(a, -(-len(a) * max(len(a), len(b)) // CHUNK)):
+        own = ((x * x).sum(1) / x.shape[1] + 1) ** 3
+        pulls.append((kernel(x, a).sum(1) - own) / (len(a) - 1) - kernel(x, b).mean(1))
+    linear = 2 * float(np.concatenate(pulls).std(ddof=1)) / len(a) ** 0.5
+    return float(np.mean(found)), (linear**2 + spread**2 / subsets) ** 0.5, spread
+
+
+def kernel_subset(a: np.ndarray, b: np.ndarray) -> int:
+    """Images per subset in the KID between a and b."""
+    return max(2, min(KID_SUBSET, min(len(a), len(b)) // 2))
+
+
+def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Euclidean distances of a [N, D] to b [M, D], some rows at a time.
+
+    Not by matrix products: those round, and a point must be at distance 0 from itself.
+    """
+    for rows in a.split(max(1, CHUNK // len(b))):
+        yield torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def neighbour_radii(features: np.ndarray, device: torch.device | str = "cpu") -> dict[int, Tensor]:
+    """Distance of each of the features [N, D] (N at least 2) to its k-th nearest other, [N], for the two k in use."""
+    x = torch.from_numpy(features).to(device)
+    ks = [min(k, len(x) - 1) for k in (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS)]
+    # The nearest of all is the point itself.
+    nearest = torch.cat([d.topk(max(ks) + 1, largest=False).values for d in _distances(x, x)])
+    return {wanted: nearest[:, k] for wanted, k in zip((PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS), ks, strict=True)}
+
+
+def neighbourhoods(
+    generated: np.ndarray, reference: np.ndarray, radii: dict[int, Tensor], device: torch.device | str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Precision, recall, density and coverage, of which these are the terms to be averaged.
+
+    A point is in a ball when it is strictly inside, so that a set against itself has density 1.
+
+    Arguments:
+        generated, reference: features [N, D] and [M, D].
+        radii: `neighbour_radii(reference)`.
+
+    Returns: "precision" and "density", a value per generated image [N]; "recall" and "coverage", one per reference
+    image [M].
+    """
+    x, y = (torch.from_numpy(each).to(device) for each in (generated, reference))
+    own = neighbour_radii(generated, device)[PRECISION_NEIGHBOURS]
+    precise, dense = [], []
+    recalled, covered = (torch.zeros(len(y), dtype=torch.bool, device=device) for _ in range(2))
+    for d, radius in zip(_distances(x, y), own.split(max(1, CHUNK // len(y))), strict=True):
+        precise.append((d < radii[PRECISION_NEIGHBOURS]).any(1))
+        recalled |= (d < radius[:, None]).any(0)
+        inside = d < radii[DENSITY_NEIGHBOURS]
+        dense.append(inside.sum(1).double() / DENSITY_NEIGHBOURS)
+        covered |= inside.any(0)
+    terms = {"precision": torch.cat(precise), "recall": recalled, "density": torch.cat(dense), "coverage": covered}
+    return {name: term.double().cpu().numpy() for name, term in terms.items()}
 
 
 @dataclass
@@ -135,17 +247,56 @@ def prior_images(prior: Prior, n: int, seed: int, steps: int | None = None) -> T
     return torch.cat(list(sample(prior, n, seed, BATCH, steps=steps)))
 
 
-@torch.no_grad()
+def gaussian_prior(generator: Generator, recipe: Recipe) -> Prior:
+    """The generator's own prior."""
+    return make_prior(generator, recipe.prior.model_copy(update={"kind": Prior.kind}))
+
+
+def draw_seed(recipe: Recipe, draw: int = 0) -> int:
+    """Seed of the `draw`-th set of samples that figures are made of; stage two ends with the closure of the first."""
+    return derive_seed(recipe.seed, "closure", *([draw] if draw else []))
+
+
 def reconstructions(generator: Generator, images: data.Images, recipe: Recipe, n: int) -> Tensor:
     """Mean images from one posterior draw each of the first `n` images, uint8 [n, C, H, W]."""
-    device, out = generator.constant.device, []
+    return torch.cat(list(reconstruct(generator, images, recipe, n)))
+
+
+@torch.no_grad()
+def reconstruct(generator: Generator, images: data.Images, recipe: Recipe, n: int, draw: int = 0) -> Iterator[Tensor]:
+    """The same in batches; another `draw` takes the next `n` images, going round, and other posterior draws.
+
+    torch's random state is put back at the end: what consumes the batches must not draw from it.
+    """
+    device = generator.constant.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(recipe.seed, "reconstructions"))
-        for indices in torch.arange(min(n, len(images))).split(BATCH):
-            x = data.prepare(images.batch(indices), recipe.data, recipe.generator.likelihood, train=False).to(device)
+        torch.manual_seed(derive_seed(recipe.seed, "reconstructions", *([draw] if draw else [])))
+        n = min(n, len(images))
+        for indices in torch.arange(draw * n, (draw + 1) * n).split(BATCH):
+            batch = images.batch(indices % len(images))
+            x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=False).to(device)
             walk = generator.posterior(x).walk
-            out.append(picture.to_uint8(generator.likelihood.mean(generator.decode(walk))))
-    return torch.cat(out)
+            yield picture.to_uint8(generator.likelihood.mean(generator.decode(walk)))
+
+
+def sizes(samples: int, images: data.Images, test: data.Images) -> int:
+    """How many images each compared set has: `samples`, or as many as there are training images to reconstruct.
+
+    Raises:
+        HebmError: too few images.
+    """
+    n = min(samples, len(images))
+    if n < 2 or len(test) < 2:
+        raise HebmError(
+            f"the closure compares {n} training image(s) with {len(test)} held out, but needs at least 2 of each; "
+            f"use more images, or a larger data.test_fraction"
+        )
+    return n
+
+
+def batches(images: data.Images) -> Iterator[Tensor]:
+    """All the images in order, uint8 [batch, C, H, W]."""
+    return (images.batch(indices) for indices in torch.arange(len(images)).split(BATCH))
 
 
 def closure(
@@ -168,33 +319,32 @@ def closure(
         HebmError: too few images, or images that are not finite.
     """
     generator = prior.generator
-    n = min(samples, len(images))
-    if n < 2 or len(test) < 2:
-        raise HebmError(
-            f"the closure compares {n} training image(s) with {len(test)} held out, but needs at least 2 of each; "
-            f"use more images, or a larger data.test_fraction"
-        )
-    held_out = torch.arange(len(test)).split(BATCH)
-    reference = features(torch.cat([test.batch(indices) for indices in held_out]))
-    gaussian = make_prior(generator, recipe.prior.model_copy(update={"kind": Prior.kind}))
-    seed = derive_seed(recipe.seed, "closure")
+    n = sizes(samples, images, test)
+    reference = features(torch.cat(list(batches(test))))
+    seed = draw_seed(recipe)
     sets = [
-        features(prior_images(gaussian, n, seed)),
+        features(prior_images(gaussian_prior(generator, recipe), n, seed)),
         features(prior_images(prior, n, seed, steps)),
         features(reconstructions(generator, images, recipe, n)),
     ]
+    spread = bootstrap_distances(sets, reference) if reference.shape[1] <= BOOTSTRAP_FEATURES else None
     fd = [frechet_distance(s, reference) for s in sets]
+    return closed(prior.kind, fd, spread, n, len(reference), features.name)
 
-    def close(gaussian: float, prior: float, reconstruction: float) -> float:
+
+def closed(
+    kind: str, fd: Sequence[float], spread: np.ndarray | None, samples: int, reference: int, features: str
+) -> Closure:
+    """The closure from the FDs of Gaussian samples, the prior's samples and reconstructions.
+
+    Arguments:
+        spread: their `bootstrap_distances`, [BOOTSTRAPS, 3], for the error.
+    """
+    if fd[0] <= fd[2]:
+        return Closure(kind, None, None, *fd, samples, reference, features)
+
+    def close(gaussian, prior, reconstruction):
         return (gaussian - prior) / (gaussian - reconstruction)
 
-    if fd[0] <= fd[2]:
-        return Closure(prior.kind, None, None, *fd, n, len(reference), features.name)
-    error = None
-    if reference.shape[1] <= BOOTSTRAP_FEATURES:
-        rng = np.random.default_rng(0)
-        draws = [
-            close(*(frechet_distance(s[rng.integers(n, size=n)], reference) for s in sets)) for _ in range(BOOTSTRAPS)
-        ]
-        error = float(np.std(draws, ddof=1))
-    return Closure(prior.kind, close(*fd), error, *fd, n, len(reference), features.name)
+    error = None if spread is None else float(np.std(close(*spread.T), ddof=1))
+    return Closure(kind, close(*fd), error, *fd, samples, reference, features)

@@ -71,6 +71,23 @@ def generator(make_generator) -> Generator:
     return make_generator()
 
 
+@pytest.fixture
+def cleanfid(monkeypatch):
+    """clean-fid's `fid` module, able to compute its distance on scipy 1.18 and later too, which took `disp` away."""
+    module = pytest.importorskip("cleanfid.fid")
+    sqrtm = module.linalg.sqrtm
+    monkeypatch.setattr(module.linalg, "sqrtm", lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0))
+    return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEBM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

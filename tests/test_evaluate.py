@@ -1,0 +1,444 @@
+"""Judging a run: every prior beside its floor, uncertainty, provenance; runs side by side; the two commands."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hebmtool import checkpoint, compare, data, evaluate, inception, metrics, picture, recipe
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.run import Run
+from hebmtool.train_prior import STATISTICS, load_prior, train_prior
+from hebmtool.train_vae import train_vae
+
+CPU = torch.device("cpu")
+TINY = [
+    *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=4"),
+    *("generator.decoder_channels=4", "train_vae.batch_size=16", "train_vae.iterations=40", "train_vae.lr=0.01"),
+    *("train_prior.batch_size=8", "train_prior.iterations=2", "prior.energy.width=4", "prior.steps=2"),
+    "evaluate.samples=40",
+]
+SPEED = "seconds per 1000 images"
+NAMES = ["FD", "KID", "precision", "recall", "density", "coverage"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of runs holding `digits` with both kinds of prior."""
+    root = tmp_path_factory.mktemp("runs")
+    for kind in ("ebm", "diffusion-ebm"):
+        settings = recipe.load("digits", [*TINY, f"prior.kind={kind}"])
+        if kind == "ebm":
+            with Run.create(root, settings) as run:
+                train_vae(settings, run, CPU)
+        with Run.open("digits", root).lock() as run:
+            train_prior(settings, run, CPU)
+    return root
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run(runs):
+    return Run.open("digits", runs)
+
+
+def values(found, name):
+    return {figure.of: figure.value for figure in found.figures if figure.name == name}
+
+
+def errors(found, name):
+    return {figure.of: figure.error for figure in found.figures if figure.name == name}
+
+
+def test_every_prior_stands_beside_the_floor(run):
+    found = evaluate.evaluate(run, CPU)
+    everyone = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
+    for name in NAMES:
+        assert list(values(found, name)) == everyone
+        assert all(error is not None and error >= 0 for error in errors(found, name).values())
+    assert list(values(found, "closure")) == ["ebm", "diffusion-ebm"]
+    assert list(values(found, SPEED)) == everyone[:3] and min(values(found, SPEED).values()) > 0
+    assert all("±" in figure.note for figure in found.figures if figure.error is not None)
+    assert {figure.name for figure in found.figures if figure.better is None} == {"KID spread"}
+
+
+def test_figures_are_those_of_the_images_themselves(run):
+    """Once more, set by set, with the whole set in memory."""
+    found = evaluate.evaluate(run, CPU)
+    settings = run.recipe()
+    images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
+    features = metrics.load_features(None, images.shape, CPU)
+    reference = features(test.batch(range(len(test))))
+    near = reference[np.random.default_rng(0).permutation(len(reference))[:40]]  # as many as are judged
+    radii = metrics.neighbour_radii(near)
+    prior = load_prior(run, "ebm", CPU)
+    seen = {
+        "ebm": features(metrics.prior_images(prior, 40, metrics.draw_seed(settings))),
+        "reconstructions": features(metrics.reconstructions(prior.generator, images, settings, 40)),
+    }
+    for name, x in seen.items():
+        assert values(found, "FD")[name] == pytest.approx(metrics.frechet_distance(x, reference), rel=1e-5)
+        kid = [values(found, "KID")[name], errors(found, "KID")[name], values(found, "KID spread")[name]]
+        assert kid == pytest.approx(metrics.kernel_distance(x, reference), rel=1e-5)
+        for figure, term in metrics.neighbourhoods(x, near, radii).items():
+            assert values(found, figure)[name] == pytest.approx(term.mean())
+
+
+@pytest.fixture
+def hole(monkeypatch):
+    """Perfect reconstructions: training of a few seconds leaves none to speak of, and so no hole to close."""
+
+    def reconstruct(generator, images, recipe, n, draw=0):
+        yield from images.batch(torch.arange(draw * n, (draw + 1) * n) % len(images)).split(metrics.BATCH)
+
+    monkeypatch.setattr(metrics, "reconstruct", reconstruct)
+
+
+def test_distances_are_those_training_ends_with(run):
+    found, kept = evaluate.evaluate(run, CPU), run.figures()["closure"]
+    for kind in ("ebm", "diffusion-ebm"):
+        for of, key in ((kind, "fd_prior"), ("gaussian", "fd_gaussian"), ("reconstructions", "fd_reconstruction")):
+            assert values(found, "FD")[of] == pytest.approx(kept[kind][key], rel=1e-5)
+
+
+def test_closure_is_that_of_each_prior_alone(run, hole):
+    found, settings = evaluate.evaluate(run, CPU), run.recipe()
+    images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
+    features = metrics.load_features(None, images.shape, CPU)
+    for kind in ("ebm", "diffusion-ebm"):
+        alone = metrics.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        assert values(found, "closure")[kind] == pytest.approx(alone.closure, rel=1e-5)
+        assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
+
+
+def test_each_set_is_drawn_once(run, monkeypatch):
+    drawn = []
+
+    def counted(prior, *arguments, **options):
+        drawn.append(prior.kind)
+        return original(prior, *arguments, **options)
+
+    original = evaluate.sample
+    monkeypatch.setattr(evaluate, "sample", counted)
+    evaluate.evaluate(run, CPU)
+    assert drawn == ["gaussian", "ebm", "diffusion-ebm"]
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run):
+    first, second, other = (evaluate.evaluate(run, CPU, "ebm", seed=seed) for seed in (None, 0, 1))
+    for name in [*NAMES, "closure"]:
+        assert values(first, name) == values(second, name)
+    assert values(first, "FD") != values(other, "FD")
+    assert other.provenance["seed"] == 1
+
+
+def test_one_kind_with_other_steps(run):
+    few, many = (evaluate.evaluate(run, CPU, "ebm", steps=steps, samples=20) for steps in (None, 9))
+    assert list(values(few, "FD")) == ["gaussian", "ebm", "reconstructions"]
+    assert values(few, "FD")["gaussian"] == values(many, "FD")["gaussian"]
+    assert values(few, "FD")["ebm"] != values(many, "FD")["ebm"]
+    assert many.provenance["steps"] == 9 and many.provenance["samples"] == 20
+
+
+def test_a_run_without_a_trained_prior_is_judged_too(run):
+    for kind in ("ebm", "diffusion-ebm"):
+        run.prior_path(kind).unlink()
+    found = evaluate.evaluate(run, CPU)
+    assert list(values(found, "FD")) == ["gaussian", "reconstructions"] and not values(found, "closure")
+    assert all(errors(found, "FD").values())
+    assert values(evaluate.evaluate(run, CPU, "gaussian"), "FD") == values(found, "FD")
+
+
+def test_neighbourhoods_take_as_many_reference_images_as_are_judged(run):
+    few, many = (evaluate.evaluate(run, CPU, "gaussian", samples=samples) for samples in (12, 400))
+    for found, m in ((few, 12), (many, 180)):
+        note = next(figure.note for figure in found.figures if figure.name == "coverage")
+        assert f"k = 5, {m} images of each" in note
+
+
+def test_repeats_are_independent_draws(run, hole):
+    single, several = (evaluate.evaluate(run, CPU, "ebm", repeats=repeats) for repeats in (1, 3))
+    again = evaluate.evaluate(run, CPU, "ebm", repeats=3)
+    settings = run.recipe()
+    test = data.load(settings.data, "test")
+    features = metrics.load_features(None, test.shape, CPU)
+    reference, prior = features(test.batch(range(len(test)))), load_prior(run, "ebm", CPU)
+    fd = [
+        metrics.frechet_distance(features(metrics.prior_images(prior, 40, metrics.draw_seed(settings, i))), reference)
+        for i in range(3)
+    ]
+    assert fd[0] == pytest.approx(values(single, "FD")["ebm"], rel=1e-5) and len(set(fd)) == 3
+    assert values(several, "FD")["ebm"] == pytest.approx(np.mean(fd), rel=1e-5)
+    assert errors(several, "FD")["ebm"] == pytest.approx(np.std(fd, ddof=1) / 3**0.5, rel=1e-3)
+    assert values(several, "FD") == values(again, "FD")
+    for name in [*NAMES, "closure"]:
+        note = next(figure.note for figure in several.figures if figure.name == name)
+        assert "3 independent draws" in note and "bootstrap" not in note
+    assert several.provenance["repeats"] == 3
+
+
+def test_later_reconstructions_are_of_other_images(run):
+    settings = run.recipe()
+    images = data.load(settings.data, "train")
+    generator = load_prior(run, "gaussian", CPU).generator
+    read = []
+    watched = data.Images(len(images), images.shape, lambda indices: (read.extend(indices), images.batch(indices))[1])
+    n = len(images) - 10
+    for draw in (0, 1):
+        assert sum(map(len, metrics.reconstruct(generator, watched, settings, n, draw))) == n
+    assert read[:n] == list(range(n))
+    assert read[n:] == [*range(n, n + 10), *range(n - 10)]
+
+
+def test_undefined_in_one_draw_is_undefined_and_says_so():
+    draws = [
+        evaluate.Figure("closure", value, None, "ebm", "higher", note="undefined: no hole" if value is None else "ok")
+        for value in (0.5, None, 0.7)
+    ]
+    found = evaluate._with_error(draws)
+    assert found.value is None and found.error is None and found.note == "in 1 of 3 draws undefined: no hole"
+
+
+def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
+    path = run.prior_path("ebm")
+    header = checkpoint.header(path)
+    tensors, _ = checkpoint.load(path)
+    whole, _ = checkpoint.load(run.generator_path)
+    moved = {f"{STATISTICS}{key}": 2 * value for key, value in whole.items() if "running_var" in key}
+    assert moved
+    extra = {f"{STATISTICS}{key}": value for key, value in whole.items() if "running_" in key} | moved
+    checkpoint.save(path, tensors | extra, kind="ebm", recipe=header.recipe, step=header.step, extra=header.extra)
+    found = evaluate.evaluate(run, CPU)
+    own = "gaussian (BatchNorm of ebm)", "reconstructions (BatchNorm of ebm)"
+    fd = values(found, "FD")
+    assert list(fd) == ["gaussian", own[0], "ebm", "diffusion-ebm", "reconstructions", own[1]]
+    settings = run.recipe()
+    images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
+    features = metrics.load_features(None, images.shape, CPU)
+    for kind, (gaussian, floor) in (("ebm", own), ("diffusion-ebm", ("gaussian", "reconstructions"))):
+        alone = metrics.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        assert values(found, "closure")[kind] == (
+            None if alone.closure is None else pytest.approx(alone.closure, rel=1e-4)
+        )
+        assert (fd[gaussian], fd[floor]) == pytest.approx((alone.fd_gaussian, alone.fd_reconstruction), rel=1e-5)
+
+
+def test_held_against_the_training_images_there_is_no_closure(run):
+    found = evaluate.evaluate(run, CPU, "ebm", reference="train")
+    images = data.load(run.recipe().data, "train")
+    assert found.provenance["reference"]["images"] == len(images) and not values(found, "closure")
+    assert "train images" in next(figure.note for figure in found.figures if figure.name == "FD")
+
+
+# Inception's place
+
+
+class Classes(nn.Module):
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        bright = (img.float().mean((1, 2, 3)) / 256)[:, None]
+        return torch.cat([bright, 1 - bright], dim=1)
+
+
+@pytest.fixture
+def network(monkeypatch, cleanfid, tmp_path):
+    def build(mode, device, use_dataparallel=True):
+        return lambda x: nn.functional.avg_pool2d(x, 149).flatten(1) / 64
+
+    monkeypatch.setattr("cleanfid.features.build_feature_extractor", build)
+    monkeypatch.setattr(cleanfid, "build_feature_extractor", build)
+    monkeypatch.setattr(inception, "weights", lambda mode: (tmp_path / f"{mode}.pt", "https://example.org/net.pt"))
+    torch.jit.script(Classes()).save(str(tmp_path / "clean.pt"))
+    return tmp_path
+
+
+def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
+    found = evaluate.evaluate(run, CPU, "ebm", samples=24, fid=["clean", "legacy_pytorch", "clean"])
+    test = data.load(run.recipe().data, "test")
+    samples = metrics.prior_images(load_prior(run, "ebm", CPU), 24, metrics.draw_seed(run.recipe()))
+    for folder, batch in (("samples", samples), ("test", test.batch(range(len(test))))):
+        (network / folder).mkdir()
+        for i, image in enumerate(batch):
+            picture.save(picture.to_pil(image), network / folder / f"{i}.png")
+    for mode in inception.MODES:
+        folders = str(network / "samples"), str(network / "test")
+        expected = cleanfid.compute_fid(*folders, mode=mode, num_workers=0, device=CPU, verbose=False)
+        assert values(found, f"FID ({mode})")["ebm"] == pytest.approx(expected, rel=1e-3)
+        assert {f"{name} ({mode})" for name in [*NAMES[1:], "closure"]} <= {figure.name for figure in found.figures}
+    assert set(values(found, "IS")) == {"gaussian", "ebm", "reconstructions"}
+    assert all(1 <= value <= 2 for value in values(found, "IS").values())
+    named = {each["name"]: each["sha256"] for each in found.provenance["features"]}
+    assert named["Inception (clean)"] == checkpoint.digest(network / "clean.pt")[:12]
+    assert list(named) == ["embedded", "Inception (clean)", "Inception (legacy_pytorch)"]
+
+
+# Kept figures, and runs side by side
+
+
+def test_figures_are_kept_with_what_they_were_made_with(run):
+    found = evaluate.evaluate(run, CPU, command="hebm evaluate digits")
+    kept = run.figures()["evaluate"]
+    assert kept["figures"][0]["value"] == pytest.approx(found.figures[0].value, rel=1e-5)
+    assert kept["provenance"] == found.provenance == json.loads(json.dumps(found.provenance))
+    assert found.provenance | {"device": 0, "torch": 0, "reference": 0} == {
+        "command": "hebm evaluate digits",
+        "seed": 0,
+        "samples": 40,
+        "repeats": 1,
+        "steps": None,
+        "reference": 0,
+        "features": [{"name": "embedded", "sha256": checkpoint.digest(metrics.embedded.PATH)[:12]}],
+        "checkpoints": {
+            name: checkpoint.digest(run.path / name)[:12]
+            for name in ("generator.safetensors", "prior-ebm.safetensors", "prior-diffusion-ebm.safetensors")
+        },
+        "hebmtool": found.provenance["hebmtool"],
+        "torch": 0,
+        "device": 0,
+    }
+    assert "closure" in run.figures()  # what was there stays
+    assert [figure.name for figure in compare.kept(run).figures] == [figure.name for figure in found.figures]
+
+
+def test_figures_that_cannot_be_kept_are_still_given(run, monkeypatch, capsys):
+    def full(*_):
+        raise HebmError("no space left")
+
+    monkeypatch.setattr(Run, "set_figure", full)
+    assert evaluate.evaluate(run, CPU, "ebm", samples=8).figures
+    assert "not kept in the run: no space left" in capsys.readouterr().err
+
+
+def test_compare_says_what_differs(runs):
+    shutil.copytree(runs / "digits", runs / "other")
+    one, other = Run.open("digits", runs), Run.open("other", runs)
+    evaluate.evaluate(one, CPU, samples=20)
+    evaluate.evaluate(other, CPU, "ebm", samples=20)
+    alike = compare.compare([one, other, one])
+    kinds = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
+    assert list(alike.columns) == [*(f"digits/{kind}" for kind in kinds), *(f"other/{k}" for k in kinds if k[0] != "d")]
+    assert not any("reconstructions" in prior for prior in alike.priors) and len(alike.priors) == 5
+    assert alike.warnings == []
+    evaluate.evaluate(other, CPU, "ebm", samples=12, seed=3)
+    (warning,) = compare.compare([one, other]).warnings
+    assert "images per set 20 (digits), 12 (other)" in warning and "seed 0 (digits), 3 (other)" in warning
+    assert "feature" not in warning and "\n" not in warning
+
+
+def test_compare_notices_a_run_trained_since(run):
+    evaluate.evaluate(run, CPU, "ebm", samples=8)
+    assert compare.compare([run]).warnings == []
+    run.prior_path("ebm").write_bytes(b"other")
+    (warning,) = compare.compare([run]).warnings
+    assert "the figures of digits are of other checkpoints than it has now" in warning
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+    evaluate.evaluate(run, CPU, "ebm", samples=8)
+    shutil.copytree(run.path, tmp_path / "elsewhere" / "digits")
+    found = compare.compare([run, Run(tmp_path / "elsewhere" / "digits")])
+    assert {column.rpartition("/")[0] for column in found.columns} == {
+        str(run.path),
+        str(tmp_path / "elsewhere" / "digits"),
+    }
+
+
+# The commands
+
+
+def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
+    arguments = ("evaluate", "digits", "--runs", runs, "--prior", "ebm", "--samples", 20)
+    status, out, err = hebm(*arguments)
+    assert status == 0, err
+    head, *rows = out.splitlines()
+    assert head.split() == ["gaussian", "ebm", "reconstructions"]
+    assert [row.split()[0] for row in rows[:3]] == ["FD", "closure", "KID"]
+    assert f"command: hebm evaluate digits --runs {runs} --prior ebm --samples 20" in rows
+    digest = checkpoint.digest(runs / "digits" / "prior-ebm.safetensors")[:12]
+    for words in (
+        digest,
+        torch.__version__,
+        "seed 0",
+        "20 images per set",
+        checkpoint.digest(metrics.embedded.PATH)[:12],
+    ):
+        assert words in out
+
+    status, out, _ = hebm(*arguments, "--json")
+    found = json.loads(out)
+    assert (
+        status == 0
+        and found["run"] == "digits"
+        and found["provenance"]["checkpoints"]["prior-ebm.safetensors"] == digest
+    )
+    assert {"name", "value", "error", "of", "better", "layer", "note"} == set(found["figures"][0])
+
+    status, out, _ = hebm(*arguments, "--markdown")
+    assert status == 0 and out.startswith("|  | gaussian | ebm | reconstructions |\n| --- |")
+    assert (
+        f"- command: hebm evaluate digits --runs {runs} --prior ebm --samples 20 --markdown\n" in out and digest in out
+    )
+
+
+def test_compare_prints_a_table_json_and_markdown(hebm, runs):
+    shutil.copytree(runs / "digits", runs / "other")
+    for name, samples in (("digits", 20), ("other", 12)):
+        evaluate.evaluate(Run.open(name, runs), CPU, "ebm", samples=samples, command=f"of {name}")
+    status, out, err = hebm("compare", "digits", "other", "--runs", runs)
+    assert status == 0 and len(err.splitlines()) == 1 and "not judged alike" in err
+    assert out.splitlines()[0].split()[:2] == ["digits/gaussian", "digits/ebm"]
+    fd = next(line for line in out.splitlines() if line.startswith("FD"))
+    assert fd.count("*") == 1 and "other: command: of other" in out
+    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--json")
+    found = json.loads(out)
+    assert status == 0 and list(found["runs"]) == ["digits", "other"] and len(found["warnings"]) == 1
+    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--markdown")
+    assert status == 0 and out.startswith("|  | digits/gaussian | digits/ebm |") and "**" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("evaluate", "--fid", "tensorflow"), 2, "no FID mode 'tensorflow'; choose from clean, legacy_pytorch"),
+        (("evaluate", "--reference", "valid"), 2, "no reference split 'valid'; choose from test, train"),
+        (("evaluate", "--prior", "flaw"), 2, "no kind of prior 'flaw'"),
+        (("evaluate", "--json", "--markdown"), 2, "choose one"),
+        (("compare", "digits", "--json", "--markdown"), 2, "choose one"),
+        (("evaluate", "--features", "absent.pt"), 1, "no feature network at absent.pt"),
+        (("evaluate", "--fid", "clean"), 1, "is missing and could not be fetched (no route); place the file of"),
+        (("compare", "digits"), 1, "has no kept figures; measure them with `hebm evaluate"),
+        (("compare", "digots"), 1, "there is no run 'digots'"),
+    ],
+)
+def test_mistakes_are_one_sentence(hebm, trained, monkeypatch, tmp_path, arguments, status, words):
+    def build(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("cleanfid.features.build_feature_extractor", build)
+    monkeypatch.setattr(inception, "weights", lambda mode: (tmp_path / "net.pt", "https://example.org/net.pt"))
+    found, out, err = hebm(*arguments, "--runs", trained)
+    assert found == status and out == "" and len(err.splitlines()) == 1 and words in err
+
+
+@pytest.mark.parametrize("kept", [{}, {"figures": [{"title": "FD"}], "provenance": {}}, {"figures": 3}, [1]])
+def test_damaged_kept_figures_are_one_sentence(hebm, run, kept):
+    run.set_figure("evaluate", kept)
+    status, _, err = hebm("compare", run.path)
+    assert status == 1 and "are not as evaluate leaves them; measure them with" in err and len(err.splitlines()) == 1
+
+
+def test_colour_images_need_a_network(run, monkeypatch):
+    monkeypatch.setattr(metrics, "load_features", lambda *_: None)
+    with pytest.raises(HebmError, match="--features, or Inception with --fid"):
+        evaluate.evaluate(run, CPU)
+    with pytest.raises(UsageError):
+        evaluate.evaluate(run, CPU, fid=["nothing"])
