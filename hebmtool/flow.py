@@ -162,9 +162,16 @@ class FlowModel(Prior):
         return self.log_density(z) + self.log_pixels(z, x, observed)
 
     @torch.no_grad()
-    def start(self, z_0: Tensor) -> Tensor:
-        """Where a chain starts, from z_0 ~ N(0, I)."""
-        return self.from_base(z_0) if self.config.start == "prior" else z_0
+    def start(self, z_0: Tensor, step: int | None = None) -> Tensor:
+        """Where a chain starts, from z_0 ~ N(0, I), [N, D].
+
+        Arguments:
+            step: of learning; None afterwards.  In the first `warmup` steps it is z_0 itself: while g knows nothing,
+                its slopes carry all chains far away, the flow follows them, and chains that start from the flow would
+                start from there the next time.
+        """
+        warming = step is not None and step < self.config.warmup
+        return z_0 if warming or self.config.start == "normal" else self.from_base(z_0)
 
     def infer(
         self, x: Tensor, z: Tensor, steps: int, noise: Callable[[], Tensor], observed: Tensor | None = None

@@ -43,7 +43,7 @@ def parse(text: str, shape: tuple[int, int, int], seed: int = 0) -> Masks:
         else:
             hidden[: height // 2] = True
         return _same(hidden.flip(0, 1) if word in ("right", "bottom") else hidden)
-    if Path(text).exists() or "." in text or "/" in text:
+    if Path(text).exists() or text.lower().endswith((".npy", ".npz", *data.ENDINGS)):
         return from_file(text, (height, width))
     words = [*HALVES, *(f"{each}:{default}" for each, default in SHARES.items())]
     raise UsageError(

@@ -253,7 +253,7 @@ def read(
     recipe: Recipe,
     shape: tuple[int, int, int],
     failed: Callable[[HebmError], None],
-    fit: Callable[[Tensor, tuple[int, int, int], recipes.Data], Tensor] = data.fit_to,
+    exact: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, uint8 [C, H, W]) of every image, one at a time, brought to `shape` (`data.fit_to`).
 
@@ -261,14 +261,21 @@ def read(
         paths: image files, folders (at any depth, in order of their names), .npz or .npy files (an image is called
             FILE#INDEX).
         failed: told of everything that cannot be read, which is passed over.
-        fit: what brings images to `shape`; it may refuse them by a HebmError.
+        exact: whether an image of another shape is such a thing, instead of being brought to `shape`.
     """
+
+    def brought(pixels: Tensor, name: str) -> Tensor:
+        if exact and tuple(pixels.shape) != tuple(shape):
+            found, wanted = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (pixels.shape, shape))
+            raise HebmError(f"{name} is {found}, and the run's images are {wanted}; convert it, or add --fit")
+        return data.fit_to(pixels[None], shape, recipe.data)[0]
+
     as_it_is = recipes.Data()
     for path in paths:
         try:
             if path.lower().endswith((".npz", ".npy")):
                 for i, pixels in enumerate(data.read_array(path)):
-                    yield f"{path}#{i}", fit(torch.from_numpy(pixels.copy())[None], shape, recipe.data)[0]
+                    yield f"{path}#{i}", brought(torch.from_numpy(pixels.copy()), f"{path}#{i}")
                 continue
             files = data.paths_in(path) if os.path.isdir(path) else [path]
         except HebmError as error:
@@ -276,7 +283,7 @@ def read(
             continue
         for file in files:
             try:
-                pixels = fit(data.read_image(file, as_it_is)[None], shape, recipe.data)[0]
+                pixels = brought(data.read_image(file, as_it_is), str(file))
             except HebmError as error:
                 failed(error)
                 continue

@@ -253,6 +253,7 @@ class Flow(Part):
     test_steps: int = Field(300, ge=1, description="Langevin steps afterwards")
     step_size: float = Field(0.1, gt=0, description="s, their size")
     start: Literal["prior", "normal"] = Field("prior", description="a chain starts from a draw of the flow, or N(0, I)")
+    warmup: int = Field(0, ge=0, description="updates in which chains start from N(0, I) whatever `start` says")
     persistent: bool = Field(False, description="an image's chain goes on where it ended the last time")
 
 

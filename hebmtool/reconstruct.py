@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hebmtool import data, ood, picture
+from hebmtool import ood, picture
 from hebmtool.errors import HebmError
 from hebmtool.infer import Inference
 from hebmtool.recipe import Recipe
@@ -51,19 +51,11 @@ def read(
     Raises:
         HebmError: nothing is left.
     """
-    found = list(ood.read(paths, recipe, shape, failed, data.fit_to if fit else exactly))
+    found = list(ood.read(paths, recipe, shape, failed, exact=not fit))
     if not found:
         raise HebmError("no image is left to work on; give images of the run's size, or add --fit")
     names, images = zip(*found, strict=True)
     return list(names), torch.stack(images)
-
-
-def exactly(x: Tensor, shape: tuple[int, int, int], _: object) -> Tensor:
-    """x, uint8 [N, c, h, w], if its images are of `shape`.  Raises HebmError saying what they are."""
-    if tuple(x.shape[1:]) != tuple(shape):
-        found, wanted = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (x.shape[1:], shape))
-        raise HebmError(f"an image is {found}, and the run's are {wanted}; convert it, or add --fit to have it done")
-    return x
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
             z_0 = torch.randn(len(x), model.g.D).to(device)
-            start = model.start(z_0) if chains is None else chains.z[indices]
+            start = model.start(z_0, step) if chains is None else chains.z[indices]
             z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: torch.randn_like(like), observed)
             if chains is not None:
                 chains.z[indices] = z
