@@ -30,7 +30,7 @@ from hebmtool.run import Run
 from hebmtool.train_flow import KIND, train_flow
 from hebmtool.training import pick_device
 
-ANOMALY = ["flow.latent=16", "evaluate.samples=200"]
+ANOMALY = ["flow.latent=8", "evaluate.samples=200"]
 """A latent that is no larger than the digits learned need: what it cannot draw is the anomaly."""
 
 
@@ -128,23 +128,27 @@ def recovery(options: argparse.Namespace) -> None:
 
 def anomaly(options: argparse.Namespace) -> None:
     rows = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
-    ours: dict[int, float] = {}
+    ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x | z)": {}}
     for digit in options.digits:
         run = trained(options, f"mnist-flow-less-{digit}", *ANOMALY, f"data.exclude=[{digit}]")
         model, settings = load_flow(run, options.device), run.recipe()
         test = data.load(settings.data, "test")
         which = range(min(options.scored or len(test), len(test)))
-        scorer = ood.PosteriorScorer(model, settings)
-        if options.steps is not None:
-            scorer.inference.steps = options.steps
-        scores = ood.in_batches(scorer, test.batch(which))[:, 0]
         positive = (test.labels[: len(which)] == test.classes.index(str(digit))).numpy()
-        ours[digit] = ood.figures_of_merit(scores[~positive], scores[positive])["auprc"]
-        note(f"digit {digit}: AUPRC {ours[digit]:.3f}, {positive.sum()} of {len(positive)} images")
-    lines = [
-        [f"{name}, published", *("" if v is None else f"{v:.3f}" for v in row.values())] for name, row in rows.items()
-    ]
-    lines.append(["flow prior, log p(z, x)", *(f"{ours[d]:.3f}" for d in options.digits)])
+        inference, log_z, log_x = infer.Inference(model, settings, options.steps), [], []
+        for part in torch.tensor(which).split(ood.BATCH):
+            images = test.batch(part)
+            z, x = inference(images)[:, 0], infer.as_grey(images, settings.data).to(options.device)
+            log_z.append(model.log_density(z).cpu())
+            log_x.append(model.log_pixels(z, x).cpu())
+        log_z, log_x = torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
+        for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
+            ours[name][digit] = ood.figures_of_merit(scores[~positive], scores[positive])["auprc"]
+        note(f"digit {digit}: {positive.sum()} of {len(positive)} images; {ours['log p(z, x)'][digit]:.3f}")
+    rows = {f"{name}, published": row for name, row in rows.items()} | {
+        f"flow, {name}": row for name, row in ours.items()
+    }
+    lines = [[name, *("" if v is None else f"{v:.3f}" for v in row.values())] for name, row in rows.items()]
     table(["AUPRC, digit left out", *map(str, options.digits)], *lines)
 
 

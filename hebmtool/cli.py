@@ -826,7 +826,9 @@ def flow_match(
         str | None, typer.Argument(metavar="[RUN]", help="A flow run's name or folder.", show_default="the newest run")
     ] = None,
     n: Annotated[int, typer.Option("-n", "--number", min=16, help="Test images to infer.")] = 256,
-    steps: InferenceStepsOption = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps of inference.", show_default="as many as in learning")
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="A .png for the picture.", show_default="in the run's samples")
     ] = None,
@@ -851,6 +853,7 @@ def flow_match(
     opened, trained = _open_prior(run, runs, "flow", device, flow=True)
     settings = opened.recipe()
     test = data.load(settings.data, "test")
+    steps = trained.config.steps if steps is None else steps
     z = Inference(trained, settings, steps)(test.batch(range(min(n, len(test)))))[:, 0]
     found = matching.match(trained, z)
     path = opened.samples_dir / "flow-match.png" if sink is None else sink.path

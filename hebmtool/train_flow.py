@@ -6,7 +6,6 @@
 No encoder, and one stage.  With `data.missing` every image has pixels that no part of this ever sees.
 """
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -26,7 +25,9 @@ from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, sav
 KIND = FlowModel.kind
 STAGE = f"train-prior {KIND}"
 JUDGED = 256
-"""Images that the figures of inference at the end are taken over; the Fréchet distances take evaluate.samples."""
+"""Test images inferred at the end, to be judged; the Fréchet distance takes evaluate.samples."""
+RECOVERED, DRAWS = 128, 4
+"""Training images recovered there, and draws of each."""
 
 
 class Chains(nn.Module):
@@ -146,8 +147,8 @@ def judge(
 ) -> dict:
     """What a flow model reached; pictures go into the run.
 
-    fd, fd_reconstruction: Fréchet distance of samples, and of test images inferred and decoded, to test images; None
-    without a feature network.  mse, psnr: of test reconstructions.  match: `flow_match.match`.  recovery: `recover`.
+    fd: Fréchet distance of samples to test images; None without a feature network.  mse, psnr: of test reconstructions,
+    averaged over `images` of them.  match: `flow_match.match`.  recovery: `recover`, with `data.missing`.
     """
     n = min(JUDGED, len(test))
     inference = infer.Inference(model, recipe, seed=recipe.seed)
@@ -161,11 +162,13 @@ def judge(
         drawn = list(sample(model, recipe.evaluate.samples, derive_seed(recipe.seed, "closure"), metrics.BATCH))
         result |= {"fd": metrics.frechet_distance(features(torch.cat(drawn)), reference), "features": features.name}
         result["samples"] = recipe.evaluate.samples
+    # As many steps as in learning: it is that run whose law the prior learns.
+    z = infer.Inference(model, recipe, recipe.flow.steps, recipe.seed)(originals)[:, 0]
     match = flow_match.match(model, z, recipe.seed)
     checkpoint.write_bytes(run.samples_dir / f"{KIND}-match.png", flow_match.figure(model, z, match, recipe.seed))
     result["match"] = match.figures()
     if hidden is not None:
-        result["recovery"] = recover(inference, images, hidden, range(min(JUDGED, len(images))), run)
+        result["recovery"] = recover(inference, images, hidden, range(min(RECOVERED, len(images))), run)
     return result
 
 
@@ -174,24 +177,18 @@ def recover(
 ) -> dict:
     """Fill the hidden pixels of training images, which have never been seen, by inference from the observed ones.
 
-    Draws run.samples_dir/recovered.png.  Returns the error on hidden pixels: mse, psnr (over all of them together, and
-    averaged over images), and the share hidden.
+    Draws run.samples_dir/recovered.png.  Returns the errors on hidden pixels, averaged over images, which say something
+    where the data hold the originals there: mse and psnr of the mean of a few draws, psnr_of_one of each; and `hidden`,
+    the share of pixels that are.
     """
     originals, masks = images.batch(which), hidden(which)
-    filled = inpaint.keep_visible(inference.decode(inference(originals, masks)[:, 0]), originals, masks)
-    found = reconstruct.errors(filled, originals, masks)
-    shown = slice(0, 8)
-    rows = [
-        ("observed", inpaint.shade(originals[shown], masks[shown])),
-        ("recovered", filled[shown]),
-        ("original", originals[shown]),
-    ]
-    picture.save(picture.rows(rows), run.samples_dir / "recovered.png")
-    mse = found.mse.mean().item()
+    found = inpaint.inpaint(inference, originals, masks, DRAWS)
+    each, of_mean = inpaint.hidden_errors(found, originals, masks)
+    picture.save(inpaint.figure(originals, masks, found, damaged=False), run.samples_dir / "recovered.png")
     return {
-        "mse": mse,
-        "psnr": found.psnr.mean().item(),
-        "psnr_pooled": -10 * math.log10(mse) if mse else math.inf,
+        "mse": of_mean.mse.mean().item(),
+        "psnr": of_mean.psnr.mean().item(),
+        "psnr_of_one": each.psnr.mean().item(),
         "images": len(originals),
         "hidden": masks.float().mean().item(),
     }

@@ -328,6 +328,12 @@ def test_sample_info_and_score(hebm, runs, tmp_path):
     assert status == 0, err
     scores = [float(line.split("\t")[0]) for line in out.splitlines()]
     assert len(scores) == 3 and len(set(scores)) == 3
+    arguments = ["--auroc", "-n", 20, "--ood", tmp_path / "x.npy", "--json", "--out", tmp_path / "ood.png"]
+    status, out, err = hebm("ood-score", *at, *arguments)
+    assert status == 0, err
+    (method,) = json.loads(out)["methods"]
+    assert (method["score"], method["cuts"], method["cut"], method["draws"]) == ("posterior", [0], 0, 1)
+    assert 0 <= method["rows"][0]["auroc"] <= 1 and Image.open(tmp_path / "ood.png").size[1] > 300
 
 
 def test_the_score_is_the_log_joint_at_the_inferred_latent(runs):
