@@ -607,7 +607,7 @@ def ood_score(
         one = scorer(score or own, scheme or "inference")
         if layer is not None:
             cut = one.check(layer)
-        elif len(one.cuts) == 1:
+        elif trained.kind == "flow":  # which has one
             cut = one.cuts[0]
         else:
             cut, _ = scores.default_cut(one, _test_images(settings))

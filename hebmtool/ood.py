@@ -231,9 +231,9 @@ def calibration(images: data.Images) -> int:
 
 
 def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float] | None]:
-    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Where there is
-    only one cut, that one, and None."""
-    if len(scorer.cuts) == 1:
+    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  A flow
+    model has only one, and nothing to choose it by."""
+    if isinstance(scorer, PosteriorScorer):
         return scorer.cuts[0], None
     first = calibration(test)
     if first < 2:
@@ -376,7 +376,7 @@ class Method:
 
     def sentence(self) -> str:
         name, value = self.worst(self.chosen)
-        if len(self.scorer.cuts) == 1:
+        if isinstance(self.scorer, PosteriorScorer):
             return f"{self.scorer.name}: AUROC at least {value:.3f} ({name})"
         how = "as asked" if self.by is None else "chosen without these sets"
         best_name, best_value = self.worst(self.best)

@@ -5,6 +5,9 @@ https://arxiv.org/abs/2301.09300): K steps of a fixed size s, unadjusted,
 
     z <- z + s^2 / 2 grad log p(z, x) + s eps
 
+where a drift longer than sqrt(D), the radius of N(0, I), is cut to that: on images like none that were learned the
+slope may be too steep for the step, and the run would leave the numbers.
+
 adjusted (MALA; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions"): the same proposal, taken
 with probability min(1, p(z', x) q(z | z') / (p(z, x) q(z' | z))), so that p(z | x) is left exactly as it is at any s;
 each chain finds its own s in the first half of the steps.
@@ -31,8 +34,10 @@ def short_run(log_density: LogDensity, z: Tensor, steps: int, s: float, noise: C
     Arguments:
         noise: returns standard normal [N, D] at each call.
     """
+    radius = z.shape[1] ** 0.5
     for _ in range(steps):
-        z = z + 0.5 * s**2 * gradient(log_density, z) + s * noise()
+        drift = 0.5 * s**2 * gradient(log_density, z)
+        z = z + drift * (radius / drift.norm(dim=1, keepdim=True)).clamp(max=1) + s * noise()
     return z
 
 

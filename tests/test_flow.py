@@ -195,6 +195,11 @@ def test_short_run_is_the_published_update():
     assert torch.allclose(z, torch.full((2, 3), first - 0.005 * 4 * first - 0.2))
 
 
+def test_short_run_stays_in_the_numbers_where_the_slope_is_too_steep():
+    z = short_run(lambda z: -1e6 * z.square().sum(1), torch.ones(4, 3), 500, 0.1, lambda: torch.randn(4, 3))
+    assert z.norm(dim=1).max() < 2 * 3**0.5
+
+
 # Inference seen as a flow
 
 
@@ -395,5 +400,5 @@ def test_divergence_is_said_and_keeps_what_was_there(tmp_path):
     from hebmtool.errors import HebmError
 
     with pytest.raises(HebmError, match="flow.step_size"):
-        train(tmp_path, 8, "flow.step_size=1e6")
+        train(tmp_path, 8, "flow.step_size=1e12")
     assert not list((tmp_path / "digits-flow").glob("*.safetensors"))
