@@ -51,6 +51,25 @@ READJUST_BATCHES = 500
 ReadjustTemperatureOption = Annotated[
     float, typer.Option("--readjust-temperature", help="Standard deviation of u in those batches.")
 ]
+PathsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH",
+        help="Images, folders (at any depth), .npz or .npy files, or - for one path per line on stdin.",
+        show_default=False,
+    ),
+]
+PriorOption = Annotated[
+    str | None,
+    typer.Option("--prior", help="gaussian, ebm, diffusion-ebm or flow.", show_default="the best that is trained"),
+]
+InferenceStepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", min=0, help="Langevin steps of inference.", show_default="what the kind of run needs"),
+]
+FitOption = Annotated[
+    bool, typer.Option("--fit", help="Bring images of another size or colour to the run's instead of refusing them.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="A Markdown block, ready to paste.")]
@@ -90,6 +109,8 @@ def train_vae(
     from hebmtool.training import pick_device
 
     settings = recipes.load(recipe, overrides or [])
+    if settings.prior.kind == "flow":
+        raise UsageError("prior.kind flow learns its generator together with the prior; use `hebm train-prior`")
     where = pick_device(device)
     with Run.create(runs, settings, resume) as run:
         train(settings, run, where, resume)
@@ -113,9 +134,14 @@ def train_prior(
 
     Needs the generator of `hebm train-vae RECIPE`.  A run holds one prior of each kind.  With prior.labels it then
     learns the labels that `hebm controllable` conditions on.  Prints the closure, and how often each label is
-    recognised in test images, as JSON.  Examples:
+    recognised in test images, as JSON.
+
+    With prior.kind=flow (mnist-flow and its like) there is no stage one: a flow prior and a generator of one layer are
+    learned together, in a run of their own.  Examples:
 
         hebm train-prior digits
+
+        hebm train-prior mnist-flow
 
         hebm train-prior recipes/mnist.yaml --set prior.kind=ebm
 
@@ -134,6 +160,15 @@ def train_prior(
         settings.train_prior.readjust_bn = READJUST_BATCHES
         settings.train_prior.readjust_temperature = readjust_temperature
     where = pick_device(device)
+    if settings.prior.kind == "flow":
+        from hebmtool.train_flow import train_flow
+
+        if settings.train_prior.readjust_bn:
+            raise UsageError("--readjust-bn is for BatchNorms, and a flow model has none; drop it")
+        with Run.create(runs, settings, resume) as run:
+            figures = train_flow(settings, run, where, resume)
+        print(json.dumps({"run": str(run.path), "flow": figures}))
+        return
     if not (runs / settings.name).is_dir():
         raise HebmError(
             f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {recipe}`"
@@ -196,7 +231,7 @@ def sample(
     _check_temperature(temperature)
     sink = None if out is None else sampling.Sink(out, columns, force)
     batches = READJUST_BATCHES if readjust_bn else 0
-    opened, trained = _open_prior(run, runs, prior, device, batches, readjust_temperature)
+    opened, trained = _open_prior(run, runs, prior, device, batches, readjust_temperature, flow=True)
     if sink is None:
         name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
         sink = sampling.Sink(str(opened.samples_dir / name), columns, force=True)
@@ -216,16 +251,25 @@ def _check_temperature(temperature: float) -> None:
 
 
 def _open_prior(
-    run: str | None, runs: Path, kind: str | None, device: str, readjust_bn: int, readjust_temperature: float
+    run: str | None,
+    runs: Path,
+    kind: str | None,
+    device: str,
+    readjust_bn: int = 0,
+    readjust_temperature: float = 1.0,
+    flow: bool = False,
 ):
-    """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed."""
+    """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed.
+
+    flow: whether a flow run will do, which has a latent of one layer."""
     from hebmtool.run import Run
     from hebmtool.train_prior import load_prior
     from hebmtool.training import pick_device
 
     where = pick_device(device)
     opened = Run.open(run, runs)
-    opened.require_generator()
+    if not (flow and opened.priors() == ["flow"]):
+        opened.require_generator()
     return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, readjust_temperature)
 
 
@@ -454,7 +498,8 @@ def ood_score(
         str | None,
         typer.Option(
             help="energy; likelihood (the ELBO in nats, layers up to --layer drawn from the prior); or llr (Havtorn's "
-            "likelihood ratio, its sign turned so that high is in-distribution here too).",
+            "likelihood ratio, its sign turned so that high is in-distribution here too).  A flow run has one: "
+            "posterior, log p(z, x) at the inferred z.",
             show_default="energy; with --auroc all three",
         ),
     ] = None,
@@ -466,7 +511,9 @@ def ood_score(
         ),
     ] = None,
     level: Annotated[int, typer.Option(min=1, help="Noise level of the diffusion scheme.")] = 1,
-    draws: Annotated[int, typer.Option(min=1, help="Posterior draws averaged per image.")] = 4,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Posterior draws averaged per image.", show_default="4; 1 for a flow run")
+    ] = None,
     auroc: Annotated[
         bool, typer.Option("--auroc", help="Hold the scores against out-of-distribution sets, at every cut.")
     ] = False,
@@ -519,7 +566,7 @@ def ood_score(
     sink = None if out is None else Sink(out, force=force)
     if sink is not None and sink.kind != "png":
         raise UsageError(f"--out is '{out}'; ood-score draws a figure: give a .png")
-    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    opened, trained = _open_prior(run, runs, prior, device, flow=True)
     settings, shape = opened.recipe(), trained.generator.image_shape
     unread = 0
 
@@ -529,13 +576,16 @@ def ood_score(
         note(f"hebm: {error}")
 
     def scorer(score: str, scheme: str) -> scores.Scorer:
-        return scores.Scorer(trained, settings, score, scheme, level, draws, seed)
+        if trained.kind == "flow":
+            return scores.PosteriorScorer(trained, settings, score, scheme, draws=draws or 1, seed=seed)
+        return scores.Scorer(trained, settings, score, scheme, level, draws or 4, seed)
 
+    own = "posterior" if trained.kind == "flow" else "energy"
     if auroc:
-        wanted = [(score or "energy", scheme or "inference")]
+        wanted = [(score or own, scheme or "inference")]
         if scheme is None and score in (None, "energy") and trained.kind == "diffusion-ebm":
             wanted.append(("energy", "diffusion"))
-        if score is None and scheme is None:
+        if score is None and scheme is None and trained.kind != "flow":
             # The ratio has no cut 0.
             ratio = layer != 0 and trained.generator.L > 1
             wanted += [("likelihood", "inference")] + [("llr", "inference")] * ratio
@@ -557,9 +607,11 @@ def ood_score(
                 print(each.sentence())
             note(f"figure: {path}")
     else:
-        one = scorer(score or "energy", scheme or "inference")
+        one = scorer(score or own, scheme or "inference")
         if layer is not None:
             cut = one.check(layer)
+        elif trained.kind == "flow":  # which has one
+            cut = one.cuts[0]
         else:
             cut, _ = scores.default_cut(one, _test_images(settings))
         # Names of files need not be text.
@@ -596,6 +648,227 @@ def _expanded(paths: list[str]) -> Iterator[str]:
             yield from (os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer if line.strip())
         else:
             yield path
+
+
+@app.command(rich_help_panel="Use")
+def reconstruct(
+    paths: PathsArgument = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="A .png with originals above reconstructions; an .npz or a folder of reconstructions; or - for a PNG "
+            "on stdout.",
+            show_default="a picture in the run's samples",
+        ),
+    ] = None,
+    steps: InferenceStepsOption = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Test images taken when no PATH is given.")] = 16,
+    fit: FitOption = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the chains.")] = 0,
+    prior: PriorOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line.")] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Infer the latents of images and decode them: how much of an image does the model keep?
+
+    A flow run infers by Langevin dynamics; a hierarchical one by its encoder, then, with --steps, by Langevin dynamics
+    on p(u) p(x | T(u)), p(u) being its prior.  Prints a line per image: MSE (of pixels in [0, 1]), PSNR in dB, path.
+    Without PATH the run's first test images are taken.  Examples:
+
+        hebm reconstruct imgs/ --out picture.png
+
+        hebm reconstruct --run mnist -n 100 --steps 100 --json
+    """
+    from hebmtool import reconstruct as reconstruction
+    from hebmtool.infer import Inference
+    from hebmtool.sample import Sink
+
+    _check_out(out, as_json)
+    sink = None if out is None else Sink(out, force=force)
+    opened, trained = _open_prior(run, runs, prior, device, flow=True)
+    names, images, unread = _images(paths, opened, trained, n, fit)
+    inference = Inference(trained, opened.recipe(), steps, seed)
+    made, errors = reconstruction.reconstruct(inference, images)
+    if sink is None:
+        sink = Sink(str(opened.samples_dir / f"reconstruct-{trained.kind}.png"), force=True)
+    _write(sink, made, lambda: reconstruction.figure(images, made))
+    if sink.path is not None:
+        for name, mse, psnr in zip(names, errors.mse.tolist(), errors.psnr.tolist(), strict=True):
+            line = {"path": name, "mse": mse, "psnr": psnr if math.isfinite(psnr) else None}
+            print(json.dumps(line) if as_json else f"{mse:.6f}\t{psnr:.2f}\t{name}")
+    note(f"mean MSE {errors.mse.mean():.6f}, mean PSNR {errors.psnr.mean():.2f} dB over {len(images)} images")
+    if sink.path is not None:
+        note(f"{'picture' if sink.kind == 'png' else 'reconstructions'}: {sink.path}")
+    if unread:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Use")
+def inpaint(
+    paths: PathsArgument = None,
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="What is hidden: left, right, top or bottom; center:F, a box with the share F of either side; "
+            "random:P, each pixel with probability P; a picture of the images' size, white where pixels are hidden; or "
+            "an .npy or .npz of one mask, or of one per image."
+        ),
+    ] = "center:0.5",
+    draws: Annotated[int, typer.Option(min=1, help="Completions of each image.")] = 4,
+    damaged: Annotated[
+        bool,
+        typer.Option("--damaged", help="What stands at hidden pixels is not the original: no errors, no last row."),
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="A .png with masked images, completions and originals, an .npz or a folder of completions, or - for a "
+            "PNG on stdout.",
+            show_default="a picture in the run's samples",
+        ),
+    ] = None,
+    steps: InferenceStepsOption = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Test images taken when no PATH is given.")] = 8,
+    fit: FitOption = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the chains, and of random masks.")] = 0,
+    prior: PriorOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line.")] = False,
+    run: RunOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Complete images whose pixels are partly hidden, several times each; visible pixels stay exactly as they are.
+
+    Latents are inferred from the visible pixels alone: by Langevin dynamics from a flow run's prior; in a hierarchical
+    run by encoder and generator in turns, then Langevin dynamics on p(u) p(x_visible | T(u)), p(u) being its prior.
+    Prints a line per image: PSNR in dB on hidden pixels, averaged over completions, that of their mean, path.  Without
+    PATH the run's first test images are taken.  Examples:
+
+        hebm inpaint face.png --mask scratch.png --damaged --out filled/
+
+        hebm inpaint --run mnist --mask random:0.7 --draws 8
+    """
+    from hebmtool import inpaint as inpainting
+    from hebmtool import mask as masks
+    from hebmtool.infer import Inference
+    from hebmtool.sample import Sink
+
+    _check_out(out, as_json)
+    sink = None if out is None else Sink(out, force=force)
+    opened, trained = _open_prior(run, runs, prior, device, flow=True)
+    chosen = masks.parse(mask, trained.generator.image_shape, seed)
+    names, images, unread = _images(paths, opened, trained, n, fit)
+    hidden = chosen(range(len(images)))
+    found = inpainting.inpaint(Inference(trained, opened.recipe(), steps, seed), images, hidden, draws)
+    if sink is None:
+        sink = Sink(str(opened.samples_dir / f"inpaint-{trained.kind}.png"), force=True)
+    _write(sink, found.completions.flatten(0, 1), lambda: inpainting.figure(images, hidden, found, damaged))
+    if not damaged:
+        each, mean = inpainting.hidden_errors(found, images, hidden)
+        if sink.path is not None:
+            for name, *values in zip(names, each.psnr.tolist(), mean.psnr.tolist(), strict=True):
+                line = dict(
+                    zip(("psnr", "psnr_of_mean"), (v if math.isfinite(v) else None for v in values), strict=True)
+                )
+                text = "\t".join(f"{value:.2f}" for value in values)
+                print(json.dumps({"path": name} | line) if as_json else f"{text}\t{name}")
+        note(
+            f"hidden pixels: mean PSNR {each.psnr.mean():.2f} dB, {mean.psnr.mean():.2f} dB for the mean of "
+            f"{draws} completion{'s' * (draws > 1)}, over {len(images)} images"
+        )
+    if sink.path is not None:
+        note(f"{'picture' if sink.kind == 'png' else 'completions'}: {sink.path}")
+    if unread:
+        raise typer.Exit(1)
+
+
+def _check_out(out: str | None, as_json: bool) -> None:
+    if as_json and out == "-":
+        raise UsageError("--json and --out - both write to standard output; choose one")
+
+
+def _write(sink, images, draw) -> None:
+    """`images` into a folder or .npz; otherwise the picture that `draw` draws."""
+    from hebmtool import picture
+
+    if sink.kind in ("folder", "npz"):
+        sink.write(iter([images]))
+    elif sink.path is not None:
+        picture.save(draw(), sink.path)
+    else:
+        sys.stdout.buffer.write(picture.to_png(draw()))
+        sys.stdout.buffer.flush()
+
+
+def _images(paths: list[str] | None, opened, trained, n: int, fit: bool):
+    """(names, uint8 [N, C, H, W], number of files passed over): those named, or the run's first n test images."""
+    from hebmtool import data, reconstruct
+
+    if not paths:
+        test = data.load(opened.recipe().data, "test")
+        which = range(min(n, len(test)))
+        return [f"test#{i}" for i in which], test.batch(which), 0
+    unread = 0
+
+    def failed(error: HebmError) -> None:
+        nonlocal unread
+        unread += 1
+        note(f"hebm: {error}")
+
+    shape = trained.generator.image_shape
+    return *reconstruct.read(_expanded(paths), opened.recipe(), shape, failed, fit), unread
+
+
+@app.command("flow-match", rich_help_panel="Look")
+def flow_match(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A flow run's name or folder.", show_default="the newest run")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=16, help="Test images to infer.")] = 256,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Langevin steps of inference.", show_default="as many as in learning")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="A .png for the picture.", show_default="in the run's samples")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Short-run inference seen as a flow: do latents inferred from images have the law of the flow prior?
+
+    Prints the sliced Wasserstein distance between the two, its floor (between two draws of the prior), and the distance
+    to N(0, I); draws both over inferred latents.
+    """
+    from hebmtool import checkpoint, data
+    from hebmtool import flow_match as matching
+    from hebmtool.infer import Inference
+    from hebmtool.sample import Sink
+
+    sink = None if out is None else Sink(out, force=force)
+    if sink is not None and sink.kind != "png":
+        raise UsageError(f"--out is '{out}'; flow-match draws a figure: give a .png")
+    opened, trained = _open_prior(run, runs, "flow", device, flow=True)
+    settings = opened.recipe()
+    test = data.load(settings.data, "test")
+    steps = trained.config.steps if steps is None else steps
+    z = Inference(trained, settings, steps)(test.batch(range(min(n, len(test)))))[:, 0]
+    found = matching.match(trained, z)
+    path = opened.samples_dir / "flow-match.png" if sink is None else sink.path
+    checkpoint.write_bytes(path, matching.figure(trained, z, found))
+    if as_json:
+        print(json.dumps({"run": str(opened.path)} | found.figures() | {"picture": str(path)}))
+    else:
+        print(
+            f"inferred latents to the flow prior {found.prior:.3f} (floor {found.floor:.3f}), to N(0, I) "
+            f"{found.normal:.3f}; sliced Wasserstein-2, {found.samples} latents a set"
+        )
+        note(f"figure: {path}")
 
 
 @app.command("import-nvae", rich_help_panel="Train")

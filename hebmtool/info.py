@@ -1,6 +1,9 @@
 """What a run is: its recipe, its layers, its priors, and the figures it reached."""
 
+import torch
+
 from hebmtool import checkpoint
+from hebmtool.flow import FlowModel, load_flow
 from hebmtool.generator import Generator
 from hebmtool.prior import Prior
 from hebmtool.run import Run
@@ -11,6 +14,8 @@ DEAD_NATS = 0.5
 
 def describe(run: Run) -> dict:
     """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1)."""
+    if run.priors() == [FlowModel.kind]:
+        return describe_flow(run)
     run.require_generator()
     header = checkpoint.header(run.generator_path)
     recipe = checkpoint.recipe(run.generator_path, header)
@@ -53,8 +58,67 @@ def describe(run: Run) -> dict:
     }
 
 
+def describe_flow(run: Run) -> dict:
+    """`describe` for a flow run, which has no layers and one prior."""
+    model = load_flow(run, torch.device("cpu"))
+    header = checkpoint.header(run.prior_path(FlowModel.kind))
+    recipe, config = checkpoint.recipe(run.prior_path(FlowModel.kind), header), model.config
+    return {
+        "run": str(run.path),
+        "recipe": recipe.name,
+        "data": recipe.data.source,
+        "missing": recipe.data.missing,
+        "image_shape": list(model.g.image_shape),
+        "parameters": sum(p.numel() for p in model.g.parameters()),
+        "latent_dimensions": config.latent,
+        "sigma": config.sigma,
+        "flow": {
+            "transforms": config.transforms,
+            "coupling": config.coupling,
+            "parameters": sum(p.numel() for p in model.couplings.parameters()),
+        },
+        "langevin": {key: getattr(config, key) for key in ("steps", "test_steps", "step_size", "start", "persistent")},
+        "layers": [],
+        "priors": [{"kind": FlowModel.kind, "step": header.step, "figures": run.figures().get(FlowModel.kind)}],
+        "package_version": header.package_version,
+    }
+
+
+def render_flow(found: dict) -> str:
+    (channels, height, width), flow, run = found["image_shape"], found["flow"], found["langevin"]
+    prior, chain = found["priors"][0], "persistent chains" if run["persistent"] else f"from the {run['start']}"
+    what = (
+        f"{flow['transforms']} {flow['coupling']} couplings, {flow['parameters'] / 1e6:.2f} M parameters"
+        if flow["transforms"]
+        else "no couplings: N(0, I)"
+    )
+    lines = [
+        f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}"
+        + (f", pixels missing: {found['missing']}" if found["missing"] is not None else ""),
+        f"generator: {found['parameters'] / 1e6:.2f} M parameters, one layer of {found['latent_dimensions']} latent "
+        f"dimensions, Gaussian likelihood with sigma {found['sigma']}",
+        f"inference: Langevin, {run['steps']} steps of size {run['step_size']} in learning, {run['test_steps']} after, "
+        f"{'start ' * (not run['persistent'])}{chain}",
+        f"prior flow: {what}, {prior['step']} updates",
+    ]
+    figures = prior["figures"]
+    if figures:
+        fd = "" if figures["fd"] is None else f"FD {figures['fd']:.3f} ({figures['features']} features), "
+        lines.append(
+            f"  {fd}test reconstructions {figures['psnr']:.2f} dB (MSE {figures['mse']:.5f}), "
+            f"inferred z to prior {figures['match']['prior']:.3f} (floor {figures['match']['floor']:.3f})"
+        )
+        if "recovery" in figures:
+            lines.append(f"  recovered pixels {figures['recovery']['psnr']:.2f} dB")
+        if figures["step"] != prior["step"]:
+            lines.append(f"  measured at update {figures['step']}")
+    return "\n".join(lines)
+
+
 def render(found: dict) -> str:
     """`describe`'s result as text for a terminal."""
+    if "flow" in found:
+        return render_flow(found)
     channels, height, width = found["image_shape"]
     bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
     lines = [

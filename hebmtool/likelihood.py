@@ -1,9 +1,9 @@
 """p(x | z): what the decoder's last feature map means for the pixels.
 
 Images are float, [N, C, H, W] in [0, 1]; parameters ("logits") are the decoder's output [N, P, H, W].
-Each likelihood has `parameters(C)` = P, `log_prob(logits, x)` -> [N] in nats, `mean(logits)` and
-`sample(logits)` -> images in [0, 1], and `log_bin`: the log volume of a pixel's bin, which turns a density
-into a probability for bits per dimension (0 where `log_prob` is a probability already).
+Each likelihood has `parameters(C)` = P, `pixels(logits, x)` -> [N, H, W] in nats and their sum `log_prob` -> [N],
+`mean(logits)` and `sample(logits)` -> images in [0, 1], and `log_bin`: the log volume of a pixel's bin, which turns a
+density into a probability for bits per dimension (0 where `log_prob` is a probability already).
 """
 
 import math
@@ -32,7 +32,14 @@ def log_normal(x: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     return -0.5 * ((x - mu) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
 
 
-class Bernoulli:
+class Likelihood:
+    """What the three have in common."""
+
+    def log_prob(self, logits: Tensor, x: Tensor) -> Tensor:
+        return self.pixels(logits, x).flatten(1).sum(1)
+
+
+class Bernoulli(Likelihood):
     """Binary pixels; `mean` is the probability of a lit pixel, shown as its grey value."""
 
     log_bin = 0.0
@@ -40,8 +47,8 @@ class Bernoulli:
     def parameters(self, channels: int) -> int:
         return channels
 
-    def log_prob(self, logits: Tensor, x: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+    def pixels(self, logits: Tensor, x: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
 
     def mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
@@ -50,7 +57,7 @@ class Bernoulli:
         return torch.bernoulli(torch.sigmoid(logits))
 
 
-class Gaussian:
+class Gaussian(Likelihood):
     """A density at y = 2x - 1 with learned mean and scale per pixel.
 
     Arguments:
@@ -63,9 +70,9 @@ class Gaussian:
     def parameters(self, channels: int) -> int:
         return 2 * channels
 
-    def log_prob(self, logits: Tensor, x: Tensor) -> Tensor:
+    def pixels(self, logits: Tensor, x: Tensor) -> Tensor:
         mu, sigma = normal_parameters(*logits.chunk(2, dim=1))
-        return log_normal(2 * x - 1, mu, sigma).flatten(1).sum(1)
+        return log_normal(2 * x - 1, mu, sigma).sum(1)
 
     def mean(self, logits: Tensor) -> Tensor:
         mu, _ = normal_parameters(*logits.chunk(2, dim=1))
@@ -76,7 +83,7 @@ class Gaussian:
         return (((mu + sigma * torch.randn_like(mu)).clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
 
-class Mixture:
+class Mixture(Likelihood):
     """Mixture of M discretised logistics at y = 2x - 1, colours coupled (PixelCNN++, arXiv 1701.05517).
 
     Parameters: M weights; then per colour M means, M log-scales (clamped at -7) and M coefficients (through
@@ -105,7 +112,7 @@ class Mixture:
         coefficients = torch.tanh(rest[:, :, 2]) if colour == 3 else None
         return weights, rest[:, :, 0], rest[:, :, 1].clamp(min=-7.0), coefficients
 
-    def log_prob(self, logits: Tensor, x: Tensor) -> Tensor:
+    def pixels(self, logits: Tensor, x: Tensor) -> Tensor:
         weights, mean, log_scale, c = self._split(logits)
         y = (2 * x - 1)[:, :, None]
         if c is not None:
@@ -124,7 +131,7 @@ class Mixture:
         )
         log_p = torch.where(y < -0.999, F.logsigmoid(plus), torch.where(y > 0.99, -F.softplus(minus), inside))
         log_p = log_p.sum(1) + torch.log_softmax(weights, dim=1)
-        return torch.logsumexp(log_p, dim=1).flatten(1).sum(1)
+        return torch.logsumexp(log_p, dim=1)
 
     @staticmethod
     def _couple(y: Tensor, c: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ from hebmtool import recipe as recipes
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.generator import Posterior
+from hebmtool.infer import Inference, as_grey
 from hebmtool.ood_battery import battery
 from hebmtool.prior import EBM, DiffusionEBM, Noise, Prior
 from hebmtool.recipe import Recipe
@@ -177,6 +178,29 @@ class Scorer:
         return found - L_above(0)[:, None] if self.score == "llr" else found
 
 
+@dataclass
+class PosteriorScorer(Scorer):
+    """A flow model's score: log p(z) + log p(x | z), up to a constant, at z inferred by Langevin dynamics (LFBM,
+    https://arxiv.org/abs/2301.09300); nats.  There is one layer, so one cut, 0."""
+
+    score: str = "posterior"
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.score != "posterior":
+            raise UsageError(f"--score is '{self.score}', but a flow run has one score, posterior; drop --score")
+        if self.scheme != "inference":
+            raise UsageError(f"--scheme is '{self.scheme}', but a flow run has one scheme, inference; drop --scheme")
+        self.inference = Inference(self.prior, self.recipe, seed=self.seed)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, cuts: Sequence[int] | None = None) -> Tensor:
+        z = self.inference(images, draws=self.draws)
+        x = as_grey(images, self.recipe.data).to(z.device).repeat_interleave(self.draws, 0)
+        total = self.prior.log_joint(z.flatten(0, 1), x).double().cpu()
+        return total.view(len(images), self.draws).mean(1, keepdim=True)
+
+
 def in_batches(scorer: Scorer, images: Tensor, cuts: Sequence[int] | None = None) -> np.ndarray:
     """The scores of many images, float64 [N, cuts]."""
     return torch.cat([scorer(batch, cuts) for batch in images.split(BATCH)]).numpy()
@@ -206,8 +230,11 @@ def calibration(images: data.Images) -> int:
     return min(CALIBRATION, len(images) // 3)
 
 
-def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float]]:
-    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme."""
+def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float] | None]:
+    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  A flow
+    model has only one, and nothing to choose it by."""
+    if isinstance(scorer, PosteriorScorer):
+        return scorer.cuts[0], None
     first = calibration(test)
     if first < 2:
         raise HebmError(
@@ -222,7 +249,11 @@ def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float]]:
 
 
 def read(
-    paths: Iterable[str], recipe: Recipe, shape: tuple[int, int, int], failed: Callable[[HebmError], None]
+    paths: Iterable[str],
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    failed: Callable[[HebmError], None],
+    exact: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, uint8 [C, H, W]) of every image, one at a time, brought to `shape` (`data.fit_to`).
 
@@ -230,13 +261,21 @@ def read(
         paths: image files, folders (at any depth, in order of their names), .npz or .npy files (an image is called
             FILE#INDEX).
         failed: told of everything that cannot be read, which is passed over.
+        exact: whether an image of another shape is such a thing, instead of being brought to `shape`.
     """
+
+    def brought(pixels: Tensor, name: str) -> Tensor:
+        if exact and tuple(pixels.shape) != tuple(shape):
+            found, wanted = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (pixels.shape, shape))
+            raise HebmError(f"{name} is {found}, and the run's images are {wanted}; convert it, or add --fit")
+        return data.fit_to(pixels[None], shape, recipe.data)[0]
+
     as_it_is = recipes.Data()
     for path in paths:
         try:
             if path.lower().endswith((".npz", ".npy")):
                 for i, pixels in enumerate(data.read_array(path)):
-                    yield f"{path}#{i}", data.fit_to(torch.from_numpy(pixels.copy())[None], shape, recipe.data)[0]
+                    yield f"{path}#{i}", brought(torch.from_numpy(pixels.copy()), f"{path}#{i}")
                 continue
             files = data.paths_in(path) if os.path.isdir(path) else [path]
         except HebmError as error:
@@ -244,11 +283,11 @@ def read(
             continue
         for file in files:
             try:
-                pixels = data.read_image(file, as_it_is)
+                pixels = brought(data.read_image(file, as_it_is), str(file))
             except HebmError as error:
                 failed(error)
                 continue
-            yield str(file), data.fit_to(pixels[None], shape, recipe.data)[0]
+            yield str(file), pixels
 
 
 def stream(
@@ -337,6 +376,8 @@ class Method:
 
     def sentence(self) -> str:
         name, value = self.worst(self.chosen)
+        if isinstance(self.scorer, PosteriorScorer):
+            return f"{self.scorer.name}: AUROC at least {value:.3f} ({name})"
         how = "as asked" if self.by is None else "chosen without these sets"
         best_name, best_value = self.worst(self.best)
         return (

@@ -117,8 +117,12 @@ class Prior(nn.Module):
         *_, u_0 = self.trajectory(noise, steps, temperature)
         return u_0
 
-    def log_density(self, u: Tensor) -> Tensor:
-        """Log density of u [N, D] at level 0, up to a constant for energy-based priors, [N] nats."""
+    def log_density(self, u: Tensor, walk: TopDown | None = None) -> Tensor:
+        """Log density of u [N, D] at level 0, up to a constant for energy-based priors, [N] nats; differentiable.
+
+        Arguments:
+            walk: that of u down the tower, where it is known already.
+        """
         return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
 
     def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict]:
@@ -162,10 +166,10 @@ class EBM(Prior):
         t = torch.zeros(len(u), dtype=torch.long, device=u.device) if t is None else t
         return self.energy(self.generator.top_down(u, layers), t)[..., 0]
 
-    def F(self, u: Tensor, t: Tensor | None = None) -> Tensor:
-        """F(T(u), t), [N], with what the conditions add."""
+    def F(self, u: Tensor, t: Tensor | None = None, walk: TopDown | None = None) -> Tensor:
+        """F(T(u), t), [N], with what the conditions add; `walk` as in `log_density`."""
         t = torch.zeros(len(u), dtype=torch.long, device=u.device) if t is None else t
-        walk = self.generator.top_down(u)
+        walk = self.generator.top_down(u) if walk is None else walk
         F = self.energy(walk, t)[..., 0].sum(1)
         for condition in self.conditions:
             F = F + self.scale(t) * condition(walk, t)
@@ -318,10 +322,9 @@ class EBM(Prior):
     def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
         return [u_0, u_0]
 
-    @torch.no_grad()
-    def log_density(self, u: Tensor) -> Tensor:
+    def log_density(self, u: Tensor, walk: TopDown | None = None) -> Tensor:
         t = torch.zeros(len(u), dtype=torch.long, device=u.device)
-        return self.F(u) / self.scale(t) + super().log_density(u)
+        return self.F(u, walk=walk) / self.scale(t) + super().log_density(u)
 
 
 class DiffusionEBM(EBM):

@@ -1,9 +1,9 @@
 """Recipes: one YAML file says what is trained on what, and how.
 
-A recipe has six parts, in the order data flows: `data`, `generator`, `train_vae` (stage one),
-`prior`, `train_prior` (stage two), `evaluate`.  Every key has a default, is validated, and can be overridden
-on the command line with `--set part.key=value`.  The resolved recipe is written into the run folder
-and into every checkpoint's header.
+A recipe has seven parts, in the order data flows: `data`, `generator`, `train_vae` (stage one), `prior`, `flow` (which
+replaces generator and stage one where `prior.kind` is flow), `train_prior` (stage two), `evaluate`.  Every key has a
+default, is validated, and can be overridden on the command line with `--set part.key=value`.  The resolved recipe is
+written into the run folder and into every checkpoint's header.
 """
 
 import re
@@ -49,6 +49,21 @@ class Data(Part):
     attributes: dict[str, list[str]] = Field(
         default_factory=dict, description="binary attributes made of classes: name -> the classes that have it"
     )
+    missing: float | str | None = Field(
+        None,
+        description="pixels training does not see: the share of each image's that is hidden at random (above 0, below "
+        "1), or masks, a file or a folder (prior.kind flow only)",
+    )
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _share_or_masks(cls, missing: Any) -> Any:
+        if isinstance(missing, bool | int) or (isinstance(missing, float) and not 0 < missing < 1):
+            raise ValueError(
+                f"data.missing is {_show(missing)}, but must be null, the share of pixels that is hidden (a number "
+                "above 0 and below 1), or a file or folder of masks"
+            )
+        return missing
 
     @field_validator("attributes", mode="before")
     @classmethod
@@ -172,8 +187,10 @@ class Energy(Part):
 class Prior(Part):
     """Which prior over u, and how it is learned."""
 
-    kind: Literal["gaussian", "ebm", "diffusion-ebm"] = Field(
-        "diffusion-ebm", description="the generator's own prior, one joint EBM, or an EBM per noise level"
+    kind: Literal["gaussian", "ebm", "diffusion-ebm", "flow"] = Field(
+        "diffusion-ebm",
+        description="the generator's own prior, one joint EBM, an EBM per noise level, or a flow learned jointly with "
+        "a generator of one layer (see the part flow)",
     )
     levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
     level_power: float = Field(
@@ -223,11 +240,29 @@ class Prior(Part):
         return self
 
 
+class Flow(Part):
+    """A latent of one layer: its flow prior, its top-down network, and inference by short-run Langevin dynamics, as in
+    "A Tale of Two Latent Flows" (Xie et al. 2023, arXiv 2301.09300).  Read where `prior.kind` is flow."""
+
+    latent: int = Field(100, ge=2, description="dimensions of z")
+    transforms: int = Field(8, ge=0, description="coupling layers; with 0 the prior is N(0, I)")
+    coupling: Literal["affine", "spline"] = Field("affine", description="what each does to half of z")
+    hidden: int = Field(128, ge=1, description="width of the two hidden layers that tell it how")
+    width: int = Field(64, ge=1, description="channels of the network at half resolution; doubles at each halving")
+    sigma: float = Field(0.3, gt=0, description="standard deviation of pixels, which reach from -1 to 1")
+    steps: int = Field(20, ge=1, description="Langevin steps while learning")
+    test_steps: int = Field(300, ge=1, description="Langevin steps afterwards")
+    step_size: float = Field(0.1, gt=0, description="s, their size")
+    start: Literal["prior", "normal"] = Field("prior", description="a chain starts from a draw of the flow, or N(0, I)")
+    warmup: int = Field(0, ge=0, description="updates in which chains start from N(0, I) whatever `start` says")
+    persistent: bool = Field(False, description="an image's chain goes on where it ended the last time")
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainPrior(Part):
-    """Stage two: the prior, generator and encoder frozen."""
+    """Stage two: the prior, generator and encoder frozen; or flow and network together."""
 
     iterations: int = Field(5_000, ge=1, description="updates")
     batch_size: int = Field(64, ge=1, description="images per update")
@@ -259,7 +294,7 @@ class Evaluate(Part):
 
 
 class Recipe(Part):
-    """All six parts. `load` and `from_dict` report mistakes in the user's words; the constructor in pydantic's."""
+    """All parts. `load` and `from_dict` report mistakes in the user's words; the constructor in pydantic's."""
 
     name: str = Field(
         "run",
@@ -271,8 +306,22 @@ class Recipe(Part):
     generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
     train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")
     prior: Prior = Field(default_factory=Prior, description="the prior over u")
+    flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> "Recipe":
+        if self.prior.kind == "flow" and self.prior.labels:
+            raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
+        if self.data.missing is not None and self.prior.kind != "flow":
+            raise ValueError(
+                f"data.missing needs prior.kind flow, and it is {self.prior.kind}: an encoder reads whole images; "
+                "remove data.missing, or change prior.kind"
+            )
+        if self.data.missing is not None and self.data.flip:
+            raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------- reading and writing

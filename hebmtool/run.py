@@ -207,10 +207,17 @@ class Run:
         "gaussian" first, when there is a generator, then those trained."""
         kinds = get_args(Prior.model_fields["kind"].annotation)
         trained = [kind for kind in kinds if self.prior_path(kind).is_file()]
+        if trained == ["flow"]:  # which has a generator of its own
+            return trained
         return ["gaussian"] * self.generator_path.is_file() + trained
 
     def require_generator(self) -> Path:
-        """The generator's path.  Raises `HebmError` when it is not trained yet."""
+        """The generator's path.  Raises `HebmError` when it is not trained yet, or never will be in a flow run."""
+        if self.priors() == ["flow"]:
+            raise HebmError(
+                f"the run {self.path} is a flow model, whose latent has one layer, and this needs the layers of a "
+                "hierarchical generator; name another run (`hebm train-vae` makes one)"
+            )
         if not self.generator_path.is_file():
             raise HebmError(
                 f"the run {self.path} has no generator ({self.generator_path.name} is missing); train it with "
@@ -229,6 +236,16 @@ class Run:
             raise UsageError(
                 f"there is no kind of prior '{kind}'; choose one of {', '.join(kinds)}{did_you_mean(kind, kinds)}"
             )
+        if kind == "flow":
+            if kind not in trained:
+                has = f"it has {', '.join(trained)}" if trained else "nothing is trained there"
+                raise HebmError(
+                    f"the run {self.path} has no flow prior ({has}); a flow is a run of its own, as "
+                    "`hebm train-prior mnist-flow` makes"
+                )
+            return self.prior_path(kind)
+        if trained == ["flow"]:
+            raise HebmError(f"the run {self.path} is a flow model and has no '{kind}' prior; leave out --prior")
         generator = self.require_generator()
         if kind == "gaussian":
             return generator

@@ -14,6 +14,7 @@ from hebmtool import checkpoint, data, labels, metrics, picture
 from hebmtool.console import note, progress
 from hebmtool.energy import CALIBRATION_DRAWS
 from hebmtool.errors import HebmError, UsageError
+from hebmtool.flow import FlowModel, load_flow
 from hebmtool.generator import readjust_batchnorm
 from hebmtool.prior import EBM, Noise, Prior, make_prior
 from hebmtool.recipe import Recipe, TrainPrior
@@ -47,6 +48,10 @@ def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, 
         HebmError: it has not been trained, or its file is unusable.
     """
     run.require_prior(kind)
+    if kind == FlowModel.kind:
+        if readjust_bn:
+            raise UsageError("--readjust-bn is for BatchNorms, and a flow model has none; drop it")
+        return load_flow(run, device)
     generator = load_generator(run, device)
     config, tensors = run.recipe().prior.model_copy(update={"kind": kind}), {}
     if kind != Prior.kind:
@@ -84,6 +89,8 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     config, kind = recipe.train_prior, recipe.prior.kind
     if kind == Prior.kind:
         raise UsageError("prior.kind 'gaussian' needs no training; train 'diffusion-ebm' or 'ebm'")
+    if kind == FlowModel.kind:
+        raise UsageError("prior.kind 'flow' is not trained on a generator but with one, by train_flow")
     whole = load_generator(run, device)
     origin = {"generator": checkpoint.digest(run.generator_path)}
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)

@@ -341,7 +341,7 @@ def test_noise_contrast_finds_the_log_ratio(make_generator, objective):
 
 def test_kinds_are_those_of_the_recipe():
     allowed = recipe.Prior.model_fields["kind"].annotation.__args__
-    assert set(KINDS) == set(allowed)
+    assert {*KINDS, "flow"} == set(allowed)  # a flow brings its generator along
     assert KINDS["diffusion-ebm"] is DiffusionEBM
 
 

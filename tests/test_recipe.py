@@ -12,7 +12,9 @@ import yaml
 from hebmtool import recipe
 from hebmtool.errors import UsageError
 
-BUILT_IN = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist", "mnist-anomaly"]
+FLOW = ["celeba-flow", "cifar10-flow", "digits-flow", "mnist-flow", "svhn-flow"]
+HIERARCHICAL = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist", "mnist-anomaly"]
+BUILT_IN = sorted(FLOW + HIERARCHICAL)
 CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 
 
@@ -58,11 +60,26 @@ def test_built_in_recipe_survives_dump_and_load(name, written):
     assert recipe.from_dict(loaded.model_dump(mode="json")) == loaded  # as in a checkpoint's header
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", HIERARCHICAL)
 def test_images_of_a_built_in_recipe_halve_evenly(name):
     loaded = recipe.load(name)
     side = loaded.data.size or {"digits": 8, "mnist": 32, "cifar10": 32}[loaded.data.source]
     assert side % 2 ** (loaded.generator.scales - 1 + loaded.generator.preprocess_blocks) == 0
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_published_settings_of_the_flow(name):
+    loaded = recipe.load(name)
+    assert loaded.prior.kind == "flow" and not loaded.flow.persistent
+    assert loaded.flow.start == ("normal" if name == "mnist-flow" else "prior")
+    published = {
+        "svhn-flow": (100, 64, 20, 3e-4),
+        "cifar10-flow": (128, 128, 40, 4e-4),
+        "celeba-flow": (100, 64, 40, 4e-4),
+    }
+    found = (loaded.flow.latent, loaded.flow.width, loaded.flow.steps, loaded.train_prior.lr)
+    assert found == published.get(name, found)
+    assert 10 <= loaded.flow.test_steps / loaded.flow.steps <= 20
 
 
 def test_published_settings_of_stage_two():
@@ -226,7 +243,7 @@ def test_a_mistaken_override_is_named(override, said):
         ("prior: {eta: small}", "prior.eta is 'small', but must be a number above 0"),
         (
             "prior: {kind: difusion-ebm}",
-            "prior.kind is 'difusion-ebm', but must be one of gaussian, ebm, diffusion-ebm; "
+            "prior.kind is 'difusion-ebm', but must be one of gaussian, ebm, diffusion-ebm, flow; "
             "did you mean 'diffusion-ebm'?",
         ),
         ("data: {channels: 2}", "data.channels is 2, but must be null or one of 1, 3"),

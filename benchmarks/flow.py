@@ -1,0 +1,175 @@
+"""What the flow prior is good for, on MNIST: one command per question, each prints a table.
+
+    python benchmarks/flow.py priors  --set data.source=array --set data.path=mnist.npz --features mnist_features.pt
+    python benchmarks/flow.py inpaint ...
+    python benchmarks/flow.py recover ...
+    python benchmarks/flow.py anomaly ...
+
+priors    flow against N(0, I), the same network learned the same way: FD of samples, error of test reconstructions
+inpaint   the middle of test images: PSNR on hidden pixels, against the training images' mean
+recover   training on images of which 50% and 70% of the pixels are missing: PSNR on them, against scikit-image's
+          biharmonic inpainting of the same images (pip install scikit-image)
+anomaly   one digit left out of training: AUPRC of finding it by log p(z, x) at the inferred z, beside published rows
+
+Runs of earlier calls are used again, and continued where they were cut off.  The recipe is `mnist-flow`.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomaly import PUBLISHED
+
+from hebmtool import checkpoint, data, infer, inpaint, mask, ood, recipe, reconstruct
+from hebmtool.console import note
+from hebmtool.errors import HebmError
+from hebmtool.flow import load_flow
+from hebmtool.run import Run
+from hebmtool.train_flow import KIND, train_flow
+from hebmtool.training import pick_device
+
+ANOMALY = ["flow.latent=8", "evaluate.samples=200"]
+"""A latent that is no larger than the digits learned need: what it cannot draw is the anomaly."""
+
+
+def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
+    """The run of these settings, trained as far as it is not yet."""
+    features = [] if options.features is None else [f"evaluate.features={options.features}"]
+    settings = recipe.load(options.recipe, [*options.set, *features, *keys, f"name={name}"])
+    run = Run(options.runs / name)
+    path = run.prior_path(KIND)
+    if not path.is_file() or checkpoint.header(path).step < settings.train_prior.iterations:
+        resume = run.prior_train_path(KIND).is_file()
+        with Run.create(options.runs, settings, resume) as run:
+            train_flow(settings, run, options.device, resume)
+    return run
+
+
+def table(*rows: list[str]) -> None:
+    for i, row in enumerate(rows):
+        print("| " + " | ".join(row) + " |")
+        if i == 0:
+            print("|---" * len(row) + "|")
+
+
+def decibels(mse: float) -> float:
+    return -10 * math.log10(mse)
+
+
+def priors(options: argparse.Namespace) -> None:
+    found: dict[str, list[dict]] = {"flow": [], "N(0, I)": []}
+    for seed in range(options.seeds):
+        for name, keys in (("flow", []), ("N(0, I)", ["flow.transforms=0"])):
+            run = trained(options, f"mnist-{'flow' if name == 'flow' else 'normal'}-{seed}", *keys, f"seed={seed}")
+            model, settings = load_flow(run, options.device), run.recipe()
+            test = data.load(settings.data, "test").batch(range(options.images))
+            _, errors = reconstruct.reconstruct(infer.Inference(model, settings), test)
+            fd = run.figures()[KIND]["fd"]
+            found[name].append({"fd": math.nan if fd is None else fd, "mse": errors.mse.mean().item()})
+    rows = []
+    for name, seeds in found.items():
+        fd, mse = (np.array([each[key] for each in seeds]) for key in ("fd", "mse"))
+        spread = f" ± {fd.std(ddof=1):.3f}" if len(seeds) > 1 else ""
+        rows.append([name, f"{fd.mean():.3f}{spread}", f"{mse.mean():.5f}", f"{decibels(mse.mean()):.2f}"])
+    table(["prior", "FD", f"test MSE ({options.images} images)", "PSNR, dB"], *rows)
+    fd = [np.mean([each["fd"] for each in seeds]) for seeds in found.values()]
+    note(f"FD with the flow is {fd[0] / fd[1]:.3f} of that with N(0, I); {options.seeds} seed(s) each")
+
+
+def inpainting(options: argparse.Namespace) -> None:
+    run = trained(options, "mnist-flow-0")
+    model, settings = load_flow(run, options.device), run.recipe()
+    training, test = (data.load(settings.data, split) for split in ("train", "test"))
+    images = test.batch(range(options.images))
+    mean = training.batch(range(min(10000, len(training)))).double().mean(0, keepdim=True).round().to(torch.uint8)
+    rows = []
+    for word in ("center:0.5", "center:0.25"):
+        hidden = mask.parse(word, test.shape)(range(len(images)))
+        completed = inpaint.inpaint(infer.Inference(model, settings), images, hidden, options.draws)
+        each, of_mean = inpaint.hidden_errors(completed, images, hidden)
+        filled = reconstruct.errors(mean.expand_as(images), images, hidden)
+        psnr = [decibels(errors.mse.mean().item()) for errors in (filled, each, of_mean)]
+        rows.append([word, *(f"{value:.2f}" for value in psnr), f"{psnr[2] - psnr[0]:+.2f}"])
+    heads = ["hidden", "mean image", "one completion", f"mean of {options.draws}", "gain, dB"]
+    table(heads, *rows)
+    note(f"PSNR (dB) on hidden pixels, pooled over {options.images} test images; center:F hides F of either side")
+
+
+def recovery(options: argparse.Namespace) -> None:
+    try:
+        from skimage.restoration import inpaint_biharmonic
+    except ImportError:
+        raise HebmError("the comparison needs scikit-image; install it with pip install scikit-image") from None
+    rows = []
+    for share in (0.5, 0.7):
+        run = trained(options, f"mnist-missing-{share}", f"data.missing={share}")
+        model, settings = load_flow(run, options.device), run.recipe()
+        training = data.load(settings.data, "train")
+        which = range(min(options.images, len(training)))
+        originals, hidden = (
+            training.batch(which),
+            mask.missing(settings.data, training.shape, len(training), settings.seed)(which),
+        )
+        completed = inpaint.inpaint(infer.Inference(model, settings), originals, hidden, options.draws)
+        each, of_mean = inpaint.hidden_errors(completed, originals, hidden)
+        smooth = [
+            inpaint_biharmonic(image[0].numpy() / 255 * ~gone[0].numpy(), gone[0].numpy())
+            for image, gone in zip(originals, hidden, strict=True)
+        ]
+        smooth = torch.from_numpy(np.stack(smooth)).clamp(0, 1).mul(255).round().to(torch.uint8)[:, None]
+        errors = reconstruct.errors(smooth, originals, hidden)
+        psnr = [decibels(found.mse.mean().item()) for found in (errors, each, of_mean)]
+        rows.append([f"{share:.0%}", *(f"{value:.2f}" for value in psnr), f"{psnr[2] - psnr[0]:+.2f}"])
+    table(["missing", "biharmonic", "one draw", f"mean of {options.draws}", "gain, dB"], *rows)
+    note(f"PSNR (dB) on missing pixels, pooled over the first {len(which)} training images")
+
+
+def anomaly(options: argparse.Namespace) -> None:
+    rows = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
+    ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x | z)": {}}
+    for digit in options.digits:
+        run = trained(options, f"mnist-flow-less-{digit}", *ANOMALY, f"data.exclude=[{digit}]")
+        model, settings = load_flow(run, options.device), run.recipe()
+        test = data.load(settings.data, "test")
+        which = range(min(options.scored or len(test), len(test)))
+        positive = (test.labels[: len(which)] == test.classes.index(str(digit))).numpy()
+        inference, log_z, log_x = infer.Inference(model, settings, options.steps), [], []
+        for part in torch.tensor(which).split(ood.BATCH):
+            images = test.batch(part)
+            z, x = inference(images)[:, 0], infer.as_grey(images, settings.data).to(options.device)
+            log_z.append(model.log_density(z).cpu())
+            log_x.append(model.log_pixels(z, x).cpu())
+        log_z, log_x = torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
+        for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
+            ours[name][digit] = ood.figures_of_merit(scores[~positive], scores[positive])["auprc"]
+        note(f"digit {digit}: {positive.sum()} of {len(positive)} images; {ours['log p(z, x)'][digit]:.3f}")
+    rows = {f"{name}, published": row for name, row in rows.items()} | {
+        f"flow, {name}": row for name, row in ours.items()
+    }
+    lines = [[name, *("" if v is None else f"{v:.3f}" for v in row.values())] for name, row in rows.items()]
+    table(["AUPRC, digit left out", *map(str, options.digits)], *lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"priors": priors, "inpaint": inpainting, "recover": recovery, "anomaly": anomaly}
+    parser.add_argument("what", choices=commands)
+    parser.add_argument("--recipe", default="mnist-flow")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--features", help="TorchScript feature network for FD; the embedded one without")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--device", default="auto", type=pick_device)
+    parser.add_argument("--seeds", type=int, default=1, help="of `priors`, each prior trained with all of them")
+    parser.add_argument("--images", type=int, default=256, help="judged by all but `anomaly`")
+    parser.add_argument("--draws", type=int, default=8, help="of inpaint and recover, per image")
+    parser.add_argument("--digits", type=int, nargs="+", default=[1, 4, 5, 7, 9], choices=range(10), metavar="D")
+    parser.add_argument("--scored", type=int, default=2000, help="test images scored by `anomaly`; 0 scores all")
+    parser.add_argument("--steps", type=int, help="Langevin steps per image scored by `anomaly`; the recipe's without")
+    options = parser.parse_args(arguments)
+    commands[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

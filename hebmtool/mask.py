@@ -1,0 +1,156 @@
+"""Masks: which pixels are hidden.  bool [H, W], or [N, H, W] one per image; True = hidden.
+
+In words: `left`, `right`, `top`, `bottom` hide that half; `center:F` a box in the middle with the share F of either
+side; `random:P` every pixel with probability P.  As files: a picture, white where pixels are hidden, or an .npy or .npz
+of one or many masks, not zero where they are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hebmtool import data
+from hebmtool import recipe as recipes
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.training import derive_seed
+
+HALVES = ("left", "right", "top", "bottom")
+SHARES = {"center": 0.5, "random": 0.5}
+"""The words that take a share, and the one they take when none is given."""
+
+Masks = Callable[[Sequence[int]], Tensor]
+"""The masks of some images, given by their numbers: bool [n, 1, H, W], True = hidden."""
+
+
+def parse(text: str, shape: tuple[int, int, int], seed: int = 0) -> Masks:
+    """The masks that `text` names, for images of `shape` (C, H, W).
+
+    Raises:
+        UsageError: an unknown word, or a share that is none.
+        HebmError: a file that cannot be read, is of another size, or hides every pixel or none.
+    """
+    _, height, width = shape
+    word, colon, share = text.partition(":")
+    if word in SHARES:
+        return _shared(text, word, share if colon else SHARES[word], height, width, seed)
+    if word in HALVES and not colon:
+        hidden = torch.zeros(height, width, dtype=torch.bool)
+        if word in ("left", "right"):
+            hidden[:, : width // 2] = True
+        else:
+            hidden[: height // 2] = True
+        return _same(hidden.flip(0, 1) if word in ("right", "bottom") else hidden)
+    if Path(text).exists() or text.lower().endswith((".npy", ".npz", *data.ENDINGS)):
+        return from_file(text, (height, width))
+    words = [*HALVES, *(f"{each}:{default}" for each, default in SHARES.items())]
+    raise UsageError(
+        f"there is no mask '{text}', nor a file of that name; give {', '.join(words)}, or a picture, .npy or .npz"
+        f"{did_you_mean(word, [*HALVES, *SHARES])}"
+    )
+
+
+def missing(config: recipes.Data, shape: tuple[int, int, int], n: int, seed: int) -> Masks | None:
+    """The masks of a recipe's `data.missing` for its n training images; None when it is null.
+
+    Raises:
+        HebmError: as `parse`, and when there are not as many masks as images.
+    """
+    if config.missing is None:
+        return None
+    if isinstance(config.missing, float):
+        return parse(f"random:{config.missing}", shape, seed)
+    return from_file(config.missing, shape[1:], n)
+
+
+def from_file(path: str, size: tuple[int, int], n: int | None = None) -> Masks:
+    """The masks of a picture, an .npy, an .npz, or a folder of pictures in the order of their names.
+
+    Arguments:
+        size: (H, W) of the images.
+        n: how many masks a file of many must have; any number when None.
+
+    Raises:
+        HebmError: as `parse`.
+    """
+    if Path(path).is_dir():
+        hidden = [_picture(file, size) for file in data.paths_in(path)]
+        masks = torch.stack(hidden)
+    elif path.lower().endswith((".npy", ".npz")):
+        masks = _array(path, size)
+    else:
+        masks = _picture(path, size)
+    shares = masks.flatten(-2).float().mean(-1)
+    for what, wrong in (("every pixel", shares == 1), ("no pixel", shares == 0)):
+        if wrong.any():
+            which = f" {int(wrong.nonzero()[0])}" if masks.ndim == 3 else ""
+            raise HebmError(f"the mask{which} of {path} hides {what}; leave some to see, and some to find")
+    if masks.ndim == 2:
+        return _same(masks)
+    if n is not None and len(masks) != n:
+        raise HebmError(f"{path} holds {len(masks)} masks for {n} images; give one for each, or one for all")
+
+    def of(indices: Sequence[int]) -> Tensor:
+        if int(max(indices)) >= len(masks):
+            raise HebmError(f"{path} holds {len(masks)} masks, and there are more images; give one for each")
+        return masks[[int(i) for i in indices]][:, None]
+
+    return of
+
+
+def _same(hidden: Tensor) -> Masks:
+    return lambda indices: hidden.expand(len(indices), 1, *hidden.shape)
+
+
+def _shared(text: str, word: str, share: str | float, height: int, width: int, seed: int) -> Masks:
+    try:
+        share = float(share)
+        if not 0 < share < 1:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"the mask '{text}' needs a share above 0 and below 1, such as {word}:0.5") from None
+    if word == "center":
+        rows, columns = (round(side * share) for side in (height, width))
+        if not rows or not columns or (rows == height and columns == width):
+            what = "no pixel" if not (rows and columns) else "every pixel"
+            raise UsageError(f"the mask '{text}' hides {what} of {width}x{height}; choose another share")
+        top, left = (height - rows) // 2, (width - columns) // 2
+        hidden = torch.zeros(height, width, dtype=torch.bool)
+        hidden[top : top + rows, left : left + columns] = True
+        return _same(hidden)
+
+    def drawn(i: int) -> Tensor:
+        stream = torch.Generator().manual_seed(derive_seed(seed, "mask", i))
+        return torch.rand(1, height, width, generator=stream) < share
+
+    return lambda indices: torch.stack([drawn(int(i)) for i in indices])
+
+
+def _picture(path: str | Path, size: tuple[int, int]) -> Tensor:
+    pixels = data.read_image(path, recipes.Data(channels=1))[0]
+    return _sized(pixels >= 128, path, size)
+
+
+def _array(path: str, size: tuple[int, int]) -> Tensor:
+    try:
+        found = np.load(path, allow_pickle=False)
+        array = found if isinstance(found, np.ndarray) else found[found.files[0]]
+    except Exception as error:  # numpy raises whatever zipfile, pickle or its header parser did
+        raise HebmError(f"{path} cannot be read as an .npy or .npz of masks; save it with numpy.save") from error
+    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or not array.size:
+        raise HebmError(
+            f"the masks of {path} have shape {array.shape} and type {array.dtype}, but must be numbers of shape (H, W) "
+            "or (N, H, W)"
+        )
+    return _sized(torch.from_numpy(array != 0), path, size)
+
+
+def _sized(masks: Tensor, path: str | Path, size: tuple[int, int]) -> Tensor:
+    if tuple(masks.shape[-2:]) != tuple(size):
+        height, width = masks.shape[-2:]
+        raise HebmError(
+            f"the mask {path} is {width}x{height} pixels, but the images are {size[1]}x{size[0]}; resize it to that"
+        )
+    return masks

@@ -1,0 +1,205 @@
+"""Flow prior and top-down network learned jointly (LFBM, https://arxiv.org/abs/2301.09300, the learning algorithm).
+
+    x -> z ~ p(z | x_observed) by a short Langevin run from the prior (or from where the image's chain ended)
+      -> gradient step on log p(z) + log p(x_observed | z) over both networks
+
+No encoder, and one stage.  With `data.missing` every image has pixels that no part of this ever sees.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hebmtool import checkpoint, data, flow_match, infer, inpaint, mask, metrics, picture, reconstruct
+from hebmtool.console import note, progress
+from hebmtool.errors import HebmError
+from hebmtool.flow import FlowModel
+from hebmtool.recipe import Recipe
+from hebmtool.run import Run, StopSignals
+from hebmtool.sample import sample
+from hebmtool.train_prior import LOSS_BOUND, learning_rate, sample_grid
+from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, save_training
+
+KIND = FlowModel.kind
+STAGE = f"train-prior {KIND}"
+JUDGED = 256
+"""Test images inferred at the end, to be judged; the Fréchet distance takes evaluate.samples."""
+RECOVERED, DRAWS = 128, 4
+"""Training images recovered there, and draws of each."""
+
+
+class Chains(nn.Module):
+    """Where every image's chain ended, [N, D]; saved with the training state."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.register_buffer("z", z)
+
+
+def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> dict:
+    """Train the flow model of `recipe` into `run`; returns the figures of `judge`.
+
+    SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        HebmError: unusable data, a loss that ran away, a failed save, or stopped by a signal.
+    """
+    config = recipe.train_prior
+    path, train_path = run.prior_path(KIND), run.prior_train_path(KIND)
+    if resume:
+        if not train_path.is_file():
+            raise HebmError(f"there is no '{KIND}' prior to resume in {run.path}; start without --resume")
+        old = checkpoint.recipe(train_path, checkpoint.header(train_path))
+        may_change = ("iterations", "lr", "lr_decay", *HOUSEKEEPING)
+        old.train_prior = old.train_prior.model_copy(update={key: getattr(config, key) for key in may_change})
+        old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+        old.flow.test_steps = recipe.flow.test_steps
+        Run.check_same(old, recipe, ["data", "prior.kind", "flow", "train_prior", "seed"])
+        run.write_recipe(recipe)
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    hidden = mask.missing(recipe.data, images.shape, len(images), recipe.seed)
+    data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
+    features = metrics.load_features(recipe.evaluate.features, images.shape, device)
+
+    torch.manual_seed(derive_seed(recipe.seed, KIND))
+    model = FlowModel(recipe.flow, images.shape).to(device)
+    # The flow starts as the identity, so this is a draw of the prior as well.
+    chains = Chains(torch.randn(len(images), model.g.D)).to(device) if recipe.flow.persistent else None
+    parts = [part for part in (model.g, model.couplings) if len(list(part.parameters()))]
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    ema = Ema(model, config.ema)
+    averaged = FlowModel(recipe.flow, images.shape).to(device).eval().requires_grad_(False)
+    step, kind = 0, f"{KIND} training"
+    if resume:
+        step = load_training(train_path, kind, model, ema, optimizer, chains)
+    run.truncate_metrics(STAGE, step)
+
+    def save() -> None:
+        save_training(train_path, recipe, step, kind, model, ema, optimizer, chains)
+        extra = {"image_shape": list(images.shape)}
+        checkpoint.save(path, ema.tensors, kind=KIND, recipe=recipe, step=step, extra=extra)
+
+    def show() -> None:
+        averaged.load_state_dict(ema.tensors)
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{KIND}-{step:07d}.png")
+
+    started, seconds_before = time.monotonic(), run.seconds(STAGE)
+    with StopSignals() as stop, progress(STAGE, config.iterations, step) as bar:
+        while step < config.iterations:
+            torch.manual_seed(derive_seed(recipe.seed, STAGE, step))
+            indices = data.batch_indices(len(images), config.batch_size, recipe.seed, step)
+            x = infer.as_grey(images.batch(indices), recipe.data, train=True).to(device)
+            observed = None if hidden is None else ~hidden(indices).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
+
+            z_0 = torch.randn(len(x), model.g.D).to(device)
+            start = model.start(z_0, step) if chains is None else chains.z[indices]
+            z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: torch.randn_like(like), observed)
+            if chains is not None:
+                chains.z[indices] = z
+            loss, figures = model.loss(z, x, observed)
+            value = loss.item()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # Apart: the two networks share a loss, not a scale.
+            norms = [nn.utils.clip_grad_norm_(list(part.parameters()), config.clip) for part in parts]
+            if not (abs(value) < LOSS_BOUND and all(torch.isfinite(norm) for norm in norms)):  # NaN fails both
+                raise HebmError(
+                    f"training diverged at update {step + 1} (loss {value:.4g}); what {run.path} held before is kept; "
+                    "lower flow.step_size or train_prior.lr and start again, or resume"
+                )
+            optimizer.step()
+            ema.update(model, step)
+            step += 1
+
+            if step % config.log_every == 0 or step == config.iterations:
+                spread = {"z_std": z.std().item(), "grad_norm": [norm.item() for norm in norms]}
+                seconds = seconds_before + time.monotonic() - started
+                run.log(STAGE, step, loss=value, **figures, **spread, seconds=seconds)
+                bar.advance(0, f"loss {value:.3g}")
+            bar.advance()
+            if stop.requested:
+                save()
+                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
+            if step % config.sample_every == 0 and step < config.iterations:
+                show()
+            if step % config.save_every == 0 and step < config.iterations:
+                save()
+    save()
+    show()
+    found = judge(averaged, run, recipe, images, test, features, hidden)
+    run.set_figure(KIND, found | {"step": step})
+    note(sentence(found))
+    return found
+
+
+def judge(
+    model: FlowModel,
+    run: Run,
+    recipe: Recipe,
+    images: data.Images,
+    test: data.Images,
+    features: metrics.Features | None,
+    hidden: mask.Masks | None,
+) -> dict:
+    """What a flow model reached; pictures go into the run.
+
+    fd: Fréchet distance of samples to test images; None without a feature network.  mse, psnr: of test reconstructions,
+    averaged over `images` of them.  match: `flow_match.match`.  recovery: `recover`, with `data.missing`.
+    """
+    n = min(JUDGED, len(test))
+    inference = infer.Inference(model, recipe, seed=recipe.seed)
+    originals = test.batch(range(n))
+    z = inference(originals)[:, 0]
+    found = reconstruct.errors(inference.decode(z), originals)
+    result = {"fd": None, "features": None, "mse": found.mse.mean().item(), "psnr": found.psnr.mean().item()}
+    result["images"] = n
+    if features is not None:
+        reference = features(torch.cat([test.batch(i) for i in torch.arange(len(test)).split(metrics.BATCH)]))
+        drawn = list(sample(model, recipe.evaluate.samples, derive_seed(recipe.seed, "closure"), metrics.BATCH))
+        result |= {"fd": metrics.frechet_distance(features(torch.cat(drawn)), reference), "features": features.name}
+        result["samples"] = recipe.evaluate.samples
+    # As many steps as in learning: it is that run whose law the prior learns.
+    z = infer.Inference(model, recipe, recipe.flow.steps, recipe.seed)(originals)[:, 0]
+    match = flow_match.match(model, z, recipe.seed)
+    checkpoint.write_bytes(run.samples_dir / f"{KIND}-match.png", flow_match.figure(model, z, match, recipe.seed))
+    result["match"] = match.figures()
+    if hidden is not None:
+        result["recovery"] = recover(inference, images, hidden, range(min(RECOVERED, len(images))), run)
+    return result
+
+
+def recover(
+    inference: infer.Inference, images: data.Images, hidden: mask.Masks, which: Sequence[int], run: Run
+) -> dict:
+    """Fill the hidden pixels of training images, which have never been seen, by inference from the observed ones.
+
+    Draws run.samples_dir/recovered.png.  Returns the errors on hidden pixels, averaged over images, which say something
+    where the data hold the originals there: mse and psnr of the mean of a few draws, psnr_of_one of each; and `hidden`,
+    the share of pixels that are.
+    """
+    originals, masks = images.batch(which), hidden(which)
+    found = inpaint.inpaint(inference, originals, masks, DRAWS)
+    each, of_mean = inpaint.hidden_errors(found, originals, masks)
+    picture.save(inpaint.figure(originals, masks, found, damaged=False), run.samples_dir / "recovered.png")
+    return {
+        "mse": of_mean.mse.mean().item(),
+        "psnr": of_mean.psnr.mean().item(),
+        "psnr_of_one": each.psnr.mean().item(),
+        "images": len(originals),
+        "hidden": masks.float().mean().item(),
+    }
+
+
+def sentence(found: dict) -> str:
+    """`judge`'s result for people."""
+    parts = [] if found["fd"] is None else [f"FD {found['fd']:.3f} ({found['samples']} samples, {found['features']})"]
+    parts.append(f"test reconstructions: MSE {found['mse']:.5f}, PSNR {found['psnr']:.2f} dB")
+    match = found["match"]
+    parts.append(f"inferred z to prior {match['prior']:.3f}, between two draws of the prior {match['floor']:.3f}")
+    if "recovery" in found:
+        parts.append(f"recovered pixels: PSNR {found['recovery']['psnr']:.2f} dB")
+    return f"{KIND}: " + "; ".join(parts)
