@@ -1080,6 +1080,72 @@ def report(
     print(path)
 
 
+@app.command(rich_help_panel="Look")
+def diagnose(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder.", show_default="the newest run")
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="gaussian, ebm or diffusion-ebm.", show_default="diffusion-ebm if trained, else ebm"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=20, help="Draws of each law in the two-sample tests.")] = 500,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Langevin steps per level.", show_default="the prior's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="likelihood, two-sample or chains; repeatable.", show_default="all three"),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Also draw the chains, as a .png.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find where a prior falls short: likelihood bounds, two-sample tests by layer and level, what its chains do.
+
+    None of it needs image features.  Layers are numbered from the bottom, 1.  Examples:
+
+        hebm diagnose mnist --out diag.png
+
+        hebm diagnose --only two-sample --samples 2000 --steps 30 --json
+    """
+    from hebmtool import checkpoint
+    from hebmtool import diagnose as diagnostics
+    from hebmtool.errors import did_you_mean
+    from hebmtool.run import Run
+    from hebmtool.sample import Sink
+    from hebmtool.training import pick_device
+
+    parts = only or list(diagnostics.PARTS)
+    for part in parts:
+        if part not in diagnostics.PARTS:
+            words = ", ".join(diagnostics.PARTS)
+            raise UsageError(f"--only is '{part}'; choose of {words}{did_you_mean(part, diagnostics.PARTS)}")
+    sink = None if out is None else Sink(out, force=force)
+    if sink is not None and sink.kind != "png":
+        raise UsageError(f"--out is '{out}'; diagnose draws one picture: give a .png")
+    if sink is not None and "chains" not in parts:
+        raise UsageError("--out draws the chains, and --only leaves them away; add --only chains")
+    opened = Run.open(run, runs)
+    opened.require_generator()
+    kind = prior or opened.priors()[-1]
+    if sink is not None and kind == "gaussian":
+        raise UsageError("--out draws the chains, and the gaussian prior has none; name another --prior")
+    found = diagnostics.diagnose(opened, pick_device(device), kind, samples, steps, seed, parts)
+    if sink is not None:
+        checkpoint.write_bytes(sink.path, diagnostics.figure(found))
+        note(f"picture: {sink.path}")
+    if as_json:
+        report = {"run": str(opened.path), "prior": found.kind, "seed": seed, "samples": samples, "steps": steps}
+        report |= {"command": "hebm " + shlex.join(sys.argv[1:]), "picture": sink and str(sink.path)}
+        print(json.dumps(report | {"figures": [each.as_dict() for each in found.figures]}))
+    else:
+        print(diagnostics.table(found.figures))
+
+
 @app.command(rich_help_panel="Train")
 def demo(
     runs: RunsOption = RUNS,

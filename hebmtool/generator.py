@@ -58,11 +58,13 @@ class TopDown:
 class Posterior:
     """A draw z ~ q(z | x) and what training needs of it.
 
-    walk: the walk that drew it.  kl: [N, L] nats per layer, top first.
+    walk: the walk that drew it.  kl: [N, L] nats per layer, top first.  log_ratio: log q(z_i | z_{>i}, x) / p(z_i |
+    z_{>i}) at the draw itself, [N, L], of which kl is the mean (and which it is where flows leave it no closed form).
     """
 
     walk: TopDown
     kl: Tensor
+    log_ratio: Tensor
 
 
 class EncoderLayer(nn.Module):
@@ -297,23 +299,23 @@ class Generator(nn.Module):
         """
         seen = self._bottom_up(x)
         epsilon = None if noise is None else self.split(noise)
-        kl = []
+        kl, log_ratio = [], []
 
         def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
             mu_q, sigma_q = self._posterior_parameters(l, seen[l], s, raw)
             e = torch.randn_like(mu_q) if epsilon is None else epsilon[l]
             z_q = mu_q + sigma_q * e
             z = self.flows[l](z_q)
-            if self.config.flows:
-                layer_kl = log_normal(z_q, mu_q, sigma_q) - log_normal(z, mu, sigma)
-            else:
+            layer_kl = layer_ratio = log_normal(z_q, mu_q, sigma_q) - log_normal(z, mu, sigma)
+            if not self.config.flows:
                 ratio = sigma_q / sigma
                 layer_kl = 0.5 * (((mu_q - mu) / sigma).square() + ratio.square()) - 0.5 - ratio.log()
             kl.append(layer_kl.flatten(1).sum(1))
+            log_ratio.append(layer_ratio.flatten(1).sum(1))
             return z
 
         walk, _ = self._walk(choose, len(x), self.L)
-        return Posterior(walk, torch.stack(kl, dim=1))
+        return Posterior(walk, torch.stack(kl, dim=1), torch.stack(log_ratio, dim=1))
 
     def _posterior_parameters(self, l: int, seen: Tensor, s: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) of q(z_i | z_{>i}, x), before the flows."""

@@ -40,11 +40,17 @@ def hold(u: Tensor, held: Held | None) -> Tensor:
     return u if held is None else torch.where(held[0], held[1], u)
 
 
-def gradient(F: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """grad_u F(u).  F maps [N, D] to [N]; u is [N, D]; so is the result."""
+def value_and_gradient(F: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
+    """(F(u), grad_u F(u)).  F maps [N, D] to [N]; u is [N, D]; so is the gradient."""
     with torch.enable_grad():
         u = u.detach().requires_grad_(True)
-        return torch.autograd.grad(F(u).sum(), u)[0]
+        value = F(u)
+        return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+
+
+def gradient(F: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """grad_u F(u), [N, D]."""
+    return value_and_gradient(F, u)[1]
 
 
 @torch.no_grad()
