@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hebmtool.langevin import gradient
+from hebmtool.langevin import gradient, value_and_gradient
 
 LogDensity = Callable[[Tensor], Tensor]
 """log p(z, x) up to a constant, [N, D] -> [N]."""
@@ -52,20 +52,14 @@ def adjusted(
         noise: returns standard normal [N, D + 1] at each call; the last one decides.
     """
 
-    def value_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            value = log_density(z)
-            return value.detach(), torch.autograd.grad(value.sum(), z)[0]
-
     log_s = torch.full((len(z), 1), s, device=z.device).log()
-    value, slope = value_and_slope(z)
+    value, slope = value_and_gradient(log_density, z)
     taken = torch.zeros(len(z), device=z.device)
     for step in range(steps):
         s_squared, e = (2 * log_s).exp(), noise()
         eps, uniform = e[:, :-1], torch.special.ndtr(e[:, -1])
         z_new = z + 0.5 * s_squared * slope + s_squared.sqrt() * eps
-        value_new, slope_new = value_and_slope(z_new)
+        value_new, slope_new = value_and_gradient(log_density, z_new)
         # log q(z | z') - log q(z' | z), both normal with variance s^2.
         back = (z - z_new - 0.5 * s_squared * slope_new).square() / s_squared
         log_ratio = value_new - value + 0.5 * (eps.square() - back).sum(1)
