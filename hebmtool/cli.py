@@ -948,6 +948,12 @@ def evaluate(
     ] = "test",
     repeats: Annotated[int, typer.Option(min=1, help="Independent draws; figures are their mean.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draws.", show_default="the recipe's")] = None,
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Also bits per dimension under each prior, and nats per layer.")
+    ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Also two-sample tests, moments and what the chains do.")
+    ] = False,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,
     runs: RunsOption = RUNS,
@@ -982,6 +988,7 @@ def evaluate(
         reference=reference,
         repeats=repeats,
         seed=seed,
+        parts=("likelihood",) * likelihood + ("two-sample", "chains") * diagnose,
         command=shlex.join(["hebm", *sys.argv[1:]]),
     )
     if as_json:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hebmtool import cache, checkpoint, data, inception, metrics
 from hebmtool.console import note, progress
+from hebmtool.diagnose import diagnose
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.figures import Figure
 from hebmtool.generator import Generator
@@ -126,6 +127,7 @@ def evaluate(
     reference: str = "test",
     repeats: int = 1,
     seed: int | None = None,
+    parts: Sequence[str] = (),
     command: str | None = None,
 ) -> Evaluation:
     """Judge the run's prior of this kind, or every one, beside the Gaussian prior and reconstructions.
@@ -139,6 +141,7 @@ def evaluate(
         reference: the split all are held against; the closure is defined for "test".
         repeats: independent sets drawn of each; from two on, figures are their mean and its standard error.
         seed: of the draws, the recipe's when None.
+        parts: of `diagnose.PARTS`, to be judged as well.
         command: what the user typed, for the provenance.
 
     Raises:
@@ -172,7 +175,13 @@ def evaluate(
 
     draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
     figures = [_with_error(each) for each in zip(*draws, strict=True)]
-    # What else judges a run (its likelihood, its diagnostics) adds its list of figures here.
+    if parts:
+        diagnosed = [
+            diagnose(run, device, each, steps=steps, seed=recipe.seed, parts=parts) for each in kinds or [GAUSSIAN]
+        ]
+        # What is said of the Gaussian prior is said again beside every other.
+        seen = {(figure.name, figure.of, figure.layer): figure for each in diagnosed for figure in each.figures}
+        figures += seen.values()
 
     provenance = {
         "command": command,

@@ -148,6 +148,15 @@ def test_one_kind_with_other_steps(run):
     assert many.provenance["steps"] == 9 and many.provenance["samples"] == 20
 
 
+def test_what_diagnoses_a_prior_is_judged_with_it(run, monkeypatch):
+    """The likelihood of each prior, the Gaussian one's said once; its own tests are in test_diagnose.py."""
+    found = evaluate.evaluate(run, CPU, parts=("likelihood",)).figures
+    rates = [figure for figure in found if figure.name == "rate" and figure.layer]
+    layers = load_prior(run, "gaussian", CPU).generator.L
+    assert sorted(figure.layer for figure in rates) == list(range(1, layers + 1))
+    assert {figure.of for figure in found if "bits/dim" in figure.name} >= {"gaussian", "diffusion-ebm"}
+
+
 def test_a_run_without_a_trained_prior_is_judged_too(run):
     for kind in ("ebm", "diffusion-ebm"):
         run.prior_path(kind).unlink()
