@@ -111,6 +111,7 @@ class LayerEnergy(nn.Module):
             while max(h, w) > 2:
                 down.append(SpectralConv(features if not down else 2 * width, 2 * width, 3, norm, stride=2))
                 h, w, features = (h + 1) // 2, (w + 1) // 2, 2 * width
+            self.last = h, w
             features *= h * w
         self.strided = config.readout == "strided"
         self.down = nn.ModuleList(down)
@@ -128,9 +129,15 @@ class LayerEnergy(nn.Module):
         x = F.silu(x)
         for down in self.down:
             x = F.silu(down(x))
-        x = x.float()
+        # Read so that the gradient of x comes in the layout of x.
+        w = self.head.weight
+        if self.strided:
+            x = x.permute(0, 2, 3, 1).flatten(1)
+            w = w.unflatten(1, (-1, *self.last)).permute(0, 2, 3, 1).flatten(1)
+        else:
+            x = x.sum((2, 3))
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(x.flatten(1) if self.strided else x.sum((2, 3)))
+            return F.linear(x.float(), w, self.head.bias)
 
 
 class Energy(nn.Module):

@@ -199,10 +199,10 @@ class Generator(nn.Module):
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Flat latents [N, D] (or their first layers') -> views [N, Z, h, w], top first."""
-        layers = [s for s in self.slices if s.stop <= flat.shape[1]]
-        return [
-            flat[:, s].unflatten(1, shape) for s, shape in zip(layers, self.latent_shapes[: len(layers)], strict=True)
-        ]
+        sizes = [s.stop - s.start for s in self.slices if s.stop <= flat.shape[1]]
+        # Not slice by slice, whose gradients would each be as large as all of u.
+        maps = flat[:, : sum(sizes)].split(sizes, dim=1)
+        return [m.unflatten(1, shape) for m, shape in zip(maps, self.latent_shapes, strict=False)]
 
     @staticmethod
     def join(maps: list[Tensor]) -> Tensor:

@@ -226,7 +226,9 @@ class SqueezeExcitation(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """[N, C, 1, 1]."""
-        return torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))[:, :, None, None]
+        # Not x.mean, whose gradient does not keep the layout of x.
+        mean = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+        return torch.sigmoid(self.up(F.relu(self.down(mean))))[:, :, None, None]
 
 
 class SkipDown(nn.Module):
