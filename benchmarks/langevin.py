@@ -6,9 +6,10 @@
     python benchmarks/langevin.py --device cuda --geometry cifar10-small --geometry cifar10
 
 Weights are random (BatchNorm statistics and the energies' readouts too), so nothing is downloaded or trained.  Every
-variant has a process of its own, and the variants take turns, so that whatever else the machine does falls on all alike:
-`plain`, ours in float32, ours in bf16, and with --graphs (CUDA only) ours in bf16 with the gradient of F replayed from a
-CUDA graph.  Numbers are medians over the rounds, and the quartiles.  The CUDA side has not been run on a GPU yet.
+variant has a process of its own, and the variants take turns, so that whatever else the machine does falls on all
+alike: `plain`, ours in float32, ours in bf16, with --compile ours in bf16 through torch.compile (it needs a C++
+compiler and minutes), and with --graphs (CUDA only) ours in bf16 with the gradient of F replayed from a CUDA graph.
+Numbers are medians over the rounds, and the quartiles.  The CUDA side has not been run on a GPU yet.
 
     step      one gradient of F(T(u), t) and one update of the recipe's chain
     sampling  T levels of K steps and the decoder, the recipe's K; from the measured step and decoder
@@ -16,6 +17,7 @@ CUDA graph.  Numbers are medians over the rounds, and the quartiles.  The CUDA s
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
@@ -29,13 +31,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plain import Plain  # noqa: E402
+from plain import Plain
 
-from hebmtool import langevin, recipe  # noqa: E402
-from hebmtool.console import note  # noqa: E402
-from hebmtool.generator import Generator  # noqa: E402
-from hebmtool.prior import EBM, make_prior  # noqa: E402
-from hebmtool.training import Ema, pick_device  # noqa: E402
+from hebmtool import langevin, recipe
+from hebmtool.console import note
+from hebmtool.generator import Generator
+from hebmtool.prior import EBM, make_prior
+from hebmtool.training import Ema, pick_device
 
 SMALL = ["generator.encoder_channels=32", "generator.decoder_channels=32", "prior.energy.width=32"]
 # name: recipe, overrides, image shape, batch on a CPU, batch on a GPU, K of a measured recovery update
@@ -46,7 +48,7 @@ GEOMETRIES = {
     "cifar10": ("cifar10", [], (3, 32, 32), 2, 50, 2),
     "lsun64": ("lsun64", [], (3, 64, 64), 1, 50, 1),
 }
-VARIANTS = ("plain", "float32", "bf16", "graph")
+VARIANTS = ("plain", "float32", "bf16", "compiled", "graph")
 UPDATES = ("recovery", "nce")
 
 
@@ -109,7 +111,8 @@ class Variant:
         _, _, shape, on_cpu, on_gpu, steps = GEOMETRIES[geometry]
         self.batch = batch or (on_gpu if self.device.type == "cuda" else on_cpu)
         self.recipe, self.variant, self.steps = r, variant, min(steps, r.prior.steps)
-        precision = "bf16" if variant in ("bf16", "graph") else "float32"
+        self.updates = () if variant in ("compiled", "graph") else UPDATES
+        precision = "float32" if variant in ("plain", "float32") else "bf16"
         self.generator, self.prior = build(r, shape, precision, self.device)
         self.model = Plain(self.generator, self.prior) if variant == "plain" else self.prior
         torch.manual_seed(2)
@@ -119,34 +122,40 @@ class Variant:
         self.t = torch.zeros(self.batch, dtype=torch.long, device=self.device)
         energy = self.prior.energy if variant != "plain" else self.model.energy
         self.optimizer, self.ema = torch.optim.Adam(energy.parameters(), lr=1e-6), Ema(energy, 0.999)
-        self.original, self.captured = langevin.gradient, None
+        if variant in ("compiled", "graph"):
+            # The weights stay where they are, as what was compiled or captured expects.
+            self.prior.energy.fix()
+            self.prior.energy.fixed = contextlib.nullcontext
+            F, original = self.F, langevin.gradient
+            if variant == "compiled":
+                compiled = torch.compile(F)
+                langevin.gradient = lambda _, u: original(compiled, u)
+            else:
+                langevin.gradient = Captured(F, self.u)
+
+    def F(self, u: torch.Tensor) -> torch.Tensor:
+        return self.model.F(u, self.t)
 
     def noise(self) -> torch.Tensor:
         return torch.randn(self.batch, self.generator.D).to(self.device)
 
     def chain(self, steps: int) -> torch.Tensor:
-        if self.variant == "graph":
-            with self.prior.energy.fixed():
-                langevin.gradient = self.original
-                self.captured = self.captured or Captured(lambda u: self.prior.F(u, self.t), self.u)
-                langevin.gradient = self.captured
         return self.model.negatives(self.u, self.t, self.noise, steps).detach()
 
-    def update(self, objective: str) -> float:
+    def loss(self, objective: str, u_0: torch.Tensor) -> torch.Tensor:
         self.prior.config = self.recipe.prior.model_copy(update={"objective": objective, "steps": self.steps})
-        if self.variant == "plain":
-            loss = self.model.loss(self.x)
-        else:
-            with torch.no_grad():
-                u_0 = self.prior.generator.encode(self.x)
-            loss, _ = self.prior.loss(u_0)
+        return self.model.loss(u_0) if self.variant == "plain" else self.prior.loss(u_0)[0]
+
+    def update(self, objective: str) -> None:
+        with torch.no_grad():
+            u_0 = (self.model if self.variant == "plain" else self.prior.generator).encode(self.x)
+        loss = self.loss(objective, u_0)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         energy = self.prior.energy if self.variant != "plain" else self.model.energy
         nn.utils.clip_grad_norm_(energy.parameters(), 100.0)
         self.optimizer.step()
         self.ema.update(energy, 0)
-        return loss.item()
 
     def sample(self) -> None:
         """Algorithm 2 with one step per level, decoded: what scaling in T is measured on."""
@@ -180,16 +189,16 @@ class Variant:
         return (time.perf_counter() - start) / (self.steps if what == "step" else 1)
 
     def result(self) -> tuple[np.ndarray, dict[str, float]]:
-        """grad F, and the losses of the first updates, for comparing variants."""
+        """grad F, and the losses of an update, for comparing variants."""
         if self.variant == "plain":
-            slope = self.model.slope(lambda u: self.model.F(u, self.t), self.u)
+            slope = self.model.slope(self.F, self.u)
         else:
             with self.prior.energy.fixed():
-                slope = self.original(lambda u: self.prior.F(u, self.t), self.u)
+                slope = langevin.gradient(self.F, self.u)
         losses = {}
-        for objective in UPDATES:
+        for objective in self.updates:
             torch.manual_seed(4)
-            losses[objective] = self.update(objective)
+            losses[objective] = self.loss(objective, self.u).item()
         return slope.cpu().numpy(), losses
 
     def memory(self, start: bool = False) -> float:
@@ -214,7 +223,7 @@ class Variant:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter, self.prior.energy.fixed():
-            langevin.gradient(lambda u: self.prior.F(u, self.t), self.u)
+            langevin.gradient(self.F, self.u)
         return float(counter.get_total_flops())
 
     def profile(self) -> dict[str, float]:
@@ -275,7 +284,8 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def compare(geometry: str, args: argparse.Namespace) -> dict:
     """Every variant on one geometry: equality, memory, and times, alternating."""
-    variants = [v for v in VARIANTS if v != "graph" or args.graphs]
+    optional = {"compiled": args.compile, "graph": args.graphs}
+    variants = [v for v in VARIANTS if optional.get(v, True)]
     workers = {v: Worker(geometry, v, args.device, args.threads, args.batch, []) for v in variants}
     r = settings(geometry, [])
     found = {"geometry": geometry, "batch": workers["plain"].batch, "K": r.prior.steps, "T": r.prior.levels}
@@ -286,19 +296,20 @@ def compare(geometry: str, args: argparse.Namespace) -> dict:
     found["error"], found["loss_error"] = {}, {}
     for v, (slope_v, losses_v) in results.items():
         found["error"][v] = float(np.linalg.norm(slope_v - slope) / np.linalg.norm(slope))
-        found["loss_error"][v] = {k: abs(losses_v[k] - losses[k]) / max(1.0, abs(losses[k])) for k in losses}
+        found["loss_error"][v] = {k: abs(losses_v[k] - losses[k]) / max(1.0, abs(losses[k])) for k in losses_v}
     times: dict[str, dict[str, list[float]]] = {v: {} for v in variants}
-    kinds = ["step", "decode", *UPDATES]
-    for kind in kinds:
-        for w in workers.values():
+    for kind in ("step", "decode", *UPDATES):
+        able = {v: w for v, w in workers.items() if kind not in UPDATES or v not in optional}
+        for w in able.values():
             w.ask("run", kind)
         for _ in range(args.rounds):
-            for v, w in workers.items():
+            for v, w in able.items():
                 times[v].setdefault(kind, []).append(w.ask("run", kind))
-    found["seconds"] = {v: {kind: spread(times[v][kind]) for kind in kinds} for v in variants}
+    found["seconds"] = {v: {kind: spread(seconds) for kind, seconds in times[v].items()} for v in variants}
     found["speedup"] = {
         v: {
-            kind: spread([a / b for a, b in zip(times["plain"][kind], times[v][kind], strict=True)]) for kind in kinds
+            kind: spread([a / b for a, b in zip(times["plain"][kind], seconds, strict=True)])
+            for kind, seconds in times[v].items()
         }
         for v in variants
         if v != "plain"
@@ -349,7 +360,7 @@ def scaling(args: argparse.Namespace) -> dict:
 
 
 def peaks(device: str, threads: int) -> dict[str, float]:
-    """What this machine reaches: GFLOP/s of a 3x3 convolution (128 to 128 channels, 16 maps of 16x16; on a GPU 256 maps)
+    """What this machine reaches: GFLOP/s of a 3x3 convolution (128 to 128 channels, 16 maps of 16x16, on a GPU 256)
     and of a matrix product (1024, on a GPU 8192), and GB/s of copying 256 MB."""
     torch.set_num_threads(threads)
     where = torch.device(device)
@@ -391,25 +402,28 @@ def per_second(seconds: dict[str, float]) -> str:
 def markdown(report: dict) -> str:
     """The whole report as Markdown tables."""
     m = report["machine"]
-    lines = [f"{m['device']}, {m['threads']} threads, torch {m['torch']}; {report['rounds']} rounds, medians (quartiles)."]
-    lines.append("Measured peaks: " + ", ".join(f"{k} {v:.0f}" for k, v in report["peaks"].items()) + " (GFLOP/s).")
-    lines += ["", "| geometry | batch | variant | steps/s | x plain | images/s | recovery updates/s (K) | x plain |"]
-    lines[-1] += " nce updates/s | x plain | error of the gradient | peak MB | share of peak |"
-    lines.append("|" + "---|" * 13)
+    lines = [
+        f"{m['device']}, {m['threads']} threads, torch {m['torch']}; medians (quartiles) of {report['rounds']} rounds.",
+        "Measured peaks: " + ", ".join(f"{k} {v:.0f}" for k, v in report["peaks"].items()) + " (GFLOP/s).",
+    ]
+    columns = ["geometry", "batch", "variant", "steps/s", "x plain", "images/s", "recovery updates/s", "x plain"]
+    columns += ["nce updates/s", "x plain", "error of the gradient", "peak MB", "share of peak"]
+    lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for g in report["geometries"]:
         for v, seconds in g["seconds"].items():
-            gain = g["speedup"].get(v)
-            share = ""
+            gain = {kind: f"{s['median']:.2f}" for kind, s in g["speedup"].get(v, {}).items()}
+            cells = [g["geometry"], g["batch"], v, per_second(seconds["step"]), gain.get("step", "1")]
+            cells.append(f"{g['images_per_second'][v]:.3g}")
+            for objective in UPDATES:
+                measured = objective in seconds
+                cells += [per_second(seconds[objective]), gain.get(objective, "1")] if measured else ["", ""]
+            cells += [f"{g['error'][v]:.1e}", f"{g['memory_mb'][v]:.0f}", ""]
             if v != "plain":
                 peak = report["peaks"]["convolution float32" if v == "float32" else "convolution bf16"] * 1e9
-                share = f"{100 * g['flop'] / seconds['step']['median'] / peak:.0f}%"
-            cells = [g["geometry"], g["batch"], v, per_second(seconds["step"])]
-            cells += [f"{gain['step']['median']:.2f}" if gain else "1", f"{g['images_per_second'][v]:.3g}"]
-            cells += [f"{per_second(seconds['recovery'])} ({g['K_update']})"]
-            cells += [f"{gain['recovery']['median']:.2f}" if gain else "1", per_second(seconds["nce"])]
-            cells += [f"{gain['nce']['median']:.2f}" if gain else "1", f"{g['error'][v]:.1e}"]
-            cells += [f"{g['memory_mb'][v]:.0f}", share]
+                cells[-1] = f"{100 * g['flop'] / seconds['step']['median'] / peak:.0f}%"
             lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    chains = ", ".join(f"{g['geometry']} {g['K_update']}" for g in report["geometries"])
+    lines += ["", f"Langevin steps of a measured recovery update: {chains}."]
     for g in report["geometries"]:
         if "profile" in g:
             kinds = sorted({k for times in g["profile"].values() for k in times})
@@ -432,6 +446,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, help="images at a time, instead of each geometry's own")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also go through torch.compile")
     parser.add_argument("--graphs", action="store_true", help="also replay the gradient from a CUDA graph")
     parser.add_argument("--scaling", action="store_true", help="also fit the cost against batch size, L, K and T")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes")

@@ -1,10 +1,10 @@
 """The prior's arithmetic done plainly, the way research code does it: what `benchmarks/langevin.py` compares with, and
 what `tests/test_speed.py` holds the library to.
 
-Every evaluation of log p runs the whole decoder to the pixels, on a generator whose convolutions normalise their weights
-at every call, whose BatchNorms are BatchNorms, and whose parameters want gradients; the energies run one after another
-and normalise theirs as well; the Gaussian terms are differentiated along with F.  Everything is float32, in torch's
-default layout.
+Every evaluation of log p runs the whole decoder to the pixels, on a generator whose convolutions normalise their
+weights at every call, whose BatchNorms are BatchNorms, and whose parameters want gradients; the energies run one after
+another and normalise theirs as well; the Gaussian terms are differentiated along with F.  Everything is float32, in
+torch's default layout.
 """
 
 import copy
@@ -153,13 +153,16 @@ class Plain:
 
     # Stage two
 
-    def loss(self, x: Tensor) -> Tensor:
-        """Stage two's loss on images [N, C, H, W], drawing what `EBM.loss` draws, in its order."""
-        g, prior, config = self.generator, self.prior, self.prior.config
-        with torch.no_grad():
-            posterior = g.posterior(x)
-            g.decode(posterior.walk)
-            u_0 = g.join(posterior.walk.u)
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """u_0 of images [N, C, H, W], through the whole network."""
+        posterior = self.generator.posterior(x)
+        self.generator.decode(posterior.walk)
+        return self.generator.join(posterior.walk.u)
+
+    def loss(self, u_0: Tensor) -> Tensor:
+        """Stage two's loss on posterior draws [N, D], drawing what `EBM.loss` draws, in its order."""
+        prior, config = self.prior, self.prior.config
         positive, u_next, t = prior._pairs(u_0)
         if config.objective == "recovery":
             negative = self.negatives(u_next, t, lambda: torch.randn_like(u_0), config.steps)

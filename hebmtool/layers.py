@@ -295,8 +295,8 @@ class Cell(nn.Module):
         return torch.add(self.skip(s), branch, alpha=RESIDUAL_SCALE)
 
     def fold(self) -> None:
-        """Take BatchNorms into the folded convolutions before them.  That of a `res_bnswish` that begins the cell stays:
-        before it is the residual stream, which the skip path reads as it is."""
+        """Take BatchNorms into the folded convolutions before them.  That of a `res_bnswish` that begins the cell
+        stays: before it is the residual stream, which the skip path reads as it is."""
         for op in self.ops:
             if isinstance(op, InvertedResidual):
                 op.fold()

@@ -18,8 +18,8 @@ SIGMA_FLOOR = 0.01
 
 
 def soft_clamp(x: Tensor) -> Tensor:
-    """5 tanh(x / 5): the identity near 0, bounded by +-5.  Through the sigmoid, ten times as fast as tanh on a CPU and as
-    exact as the rounding of 5."""
+    """5 tanh(x / 5): the identity near 0, bounded by +-5.  Through the sigmoid, which is ten times as fast as tanh on a
+    CPU, and exact to the rounding of 5."""
     return 2 * SOFT_CLAMP * torch.sigmoid(x * (2 / SOFT_CLAMP)) - SOFT_CLAMP
 
 

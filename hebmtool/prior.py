@@ -123,7 +123,7 @@ class Prior(nn.Module):
             UsageError: this prior has none such.
         """
         raise UsageError(
-            f"--fast leaves out levels of noise, which the {self.kind} prior has none of; leave it out, or lower --steps"
+            f"--fast leaves out levels of noise, and the {self.kind} prior has none; drop it, or lower --steps"
         )
 
     def gradients(self, steps: Steps = None) -> int:
