@@ -73,6 +73,12 @@ FitOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="A Markdown block, ready to paste.")]
+FastOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast", help="In bf16, and only the Langevin steps of prior.fast: by default K where the noise is least."
+    ),
+]
 RUNS = Path("runs")
 
 
@@ -197,6 +203,7 @@ def sample(
     steps: Annotated[
         int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
     ] = None,
+    fast: FastOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
     progressive: Annotated[
         bool, typer.Option("--progressive", help="A strip per image: decoded u_T ... u_0, noise to the left.")
@@ -224,14 +231,20 @@ def sample(
 
         hebm sample --prior gaussian -n 50000 --out samples/
 
+        hebm sample --fast -n 10000 --out samples.npz
+
         hebm sample --progressive -n 8 --out - | display
     """
     from hebmtool import sample as sampling
 
     _check_temperature(temperature)
+    precision = _check_fast(fast, steps)
     sink = None if out is None else sampling.Sink(out, columns, force)
     batches = READJUST_BATCHES if readjust_bn else 0
-    opened, trained = _open_prior(run, runs, prior, device, batches, readjust_temperature, flow=True)
+    opened, trained = _open_prior(
+        run, runs, prior, device, batches, readjust_temperature, flow=True, precision=precision
+    )
+    steps = trained.fast_steps() if fast else steps
     if sink is None:
         name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
         sink = sampling.Sink(str(opened.samples_dir / name), columns, force=True)
@@ -258,6 +271,7 @@ def _open_prior(
     readjust_bn: int = 0,
     readjust_temperature: float = 1.0,
     flow: bool = False,
+    precision: str = "float32",
 ):
     """(run, prior on its frozen generator) for `--run`, `--prior` and `--device`; the best prior there when unnamed.
 
@@ -270,7 +284,15 @@ def _open_prior(
     opened = Run.open(run, runs)
     if not (flow and opened.priors() == ["flow"]):
         opened.require_generator()
-    return opened, load_prior(opened, kind or opened.priors()[-1], where, readjust_bn, readjust_temperature)
+    kind = kind or opened.priors()[-1]
+    return opened, load_prior(opened, kind, where, readjust_bn, readjust_temperature, precision)
+
+
+def _check_fast(fast: bool, steps: int | None) -> str:
+    """The precision of `--fast`."""
+    if fast and steps is not None:
+        raise UsageError("--fast chooses the Langevin steps itself; leave out either it or --steps")
+    return "bf16" if fast else "float32"
 
 
 @app.command(rich_help_panel="Use")
@@ -293,6 +315,7 @@ def controllable(
     steps: Annotated[
         int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
     ] = None,
+    fast: FastOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
     out: Annotated[
         str | None,
@@ -324,6 +347,7 @@ def controllable(
     from hebmtool.sample import Sink
 
     _check_temperature(temperature)
+    precision = _check_fast(fast, steps)
     wishes = [control.parse(text) for text in attribute or []]
     if value is not None:
         wishes.insert(0, control.Wish(CLASS, value, weight))
@@ -332,7 +356,8 @@ def controllable(
         raise UsageError(f"--out is '{out}'; controllable writes a picture: give a .png, or -")
     if as_json and out == "-":
         raise UsageError("--json and --out - both write to standard output; choose one")
-    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    opened, trained = _open_prior(run, runs, prior, device, precision=precision)
+    steps = trained.fast_steps() if fast else steps
     labels = load_labels(opened, trained.generator)
     wanted = control.rows(wishes, labels)
     settings, where = opened.recipe(), trained.generator.constant.device
@@ -399,6 +424,7 @@ def hier_sample(
     steps: Annotated[
         int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
     ] = None,
+    fast: FastOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at a time.")] = 64,
     out: Annotated[
         str | None, typer.Option(help="A .png, or - for a PNG on stdout.", show_default="in the run's samples")
@@ -427,6 +453,7 @@ def hier_sample(
     from hebmtool.sample import Sink
 
     _check_temperature(temperature)
+    precision = _check_fast(fast, steps)
     if (layer is None) != every:
         found = "both are given" if every else "neither is given"
         raise UsageError(f"say what to resample by --layer or by --all; {found}")
@@ -441,7 +468,8 @@ def hier_sample(
     if sink is not None and sink.kind not in ("png", "stdout"):
         raise UsageError(f"--out is '{out}'; hier-sample writes a picture: give a .png, or -")
 
-    opened, trained = _open_prior(run, runs, prior, device, 0, 1.0)
+    opened, trained = _open_prior(run, runs, prior, device, precision=precision)
+    steps = trained.fast_steps() if fast else steps
     settings, generator = opened.recipe(), trained.generator
     if named is None:
         parts, words = hierarchy.blocks(generator.L), "all"

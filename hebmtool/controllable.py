@@ -18,7 +18,7 @@ from hebmtool import classifier, data, hierarchy, metrics, picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.labels import CLASS, Condition, LabelEnergy, values_of
-from hebmtool.prior import EBM, DiffusionEBM, Noise, Prior
+from hebmtool.prior import EBM, DiffusionEBM, Noise, Prior, Steps
 from hebmtool.recipe import Recipe
 from hebmtool.run import Run
 
@@ -119,7 +119,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
-    steps: int | None = None,
+    steps: Steps = None,
 ) -> list[Tensor]:
     """n images for each row of wishes, uint8 [n, C, H, W].
 
@@ -140,7 +140,7 @@ def sample(
                 u = given.sample(noise, steps, temperature)
                 if isinstance(prior, DiffusionEBM):
                     # A noised latent says little of its label: level 0 does the work, and is given as long again.
-                    again = prior.schedule.T * (prior.config.steps if steps is None else steps)
+                    again = prior.gradients(steps)
                     u = given.relax(u, noise, again, temperature)
                 _check_finite(u, row)
                 parts.append(picture.to_uint8(generator.images(u)))
@@ -168,7 +168,7 @@ def across_layers(
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
-    steps: int | None = None,
+    steps: Steps = None,
 ) -> Layers:
     """Resample one layer at a time under the conditions, all others held at an unconditional draw; then all of them.
 

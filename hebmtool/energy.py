@@ -7,6 +7,8 @@ where the prior hole is.
 
 Convolutions are spectral-normalised (Miyato et al. 2018, arXiv 1802.05957).  The power iteration is advanced once
 per update by `advance`, never by a forward pass, and `fixed` holds the normalised weights while a chain runs.
+
+An energy computes in its generator's precision, latents, readouts and sums in float32.
 """
 
 import math
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
 from hebmtool.generator import Generator, TopDown
+from hebmtool.layers import FixedConvolution, transposed
+from hebmtool.training import autocast
 
 TIME_FEATURES = 32
 SETTLING = 20
@@ -42,7 +46,7 @@ class SpectralConv(nn.Module):
         self.norm = norm
         self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
         self.register_buffer("right", torch.zeros(c_in * kernel * kernel))
-        self.fixed: Tensor | None = None
+        self.fixed: tuple[Tensor, Tensor, Tensor] | None = None
         # Between vectors that have not met w the estimate is near 0, and would blow the weight up.
         self.advance()
 
@@ -57,9 +61,31 @@ class SpectralConv(nn.Module):
         w = self.conv.weight
         return w / (self.left @ w.flatten(1) @ self.right).clamp(min=1e-6) if self.norm else w
 
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.weight() if self.fixed is None else self.fixed
-        return F.conv2d(x, w, self.conv.bias, self.conv.stride, self.conv.padding)
+    def constants(self, standard: "Standard | None" = None) -> tuple[Tensor, Tensor]:
+        """(weight, bias); with `standard`, of a 1x1 kernel that reads x and sees (x - mean) / scale."""
+        w, bias = self.weight(), self.conv.bias
+        if standard is not None:
+            mean, scale = standard
+            w = w / scale
+            bias = bias - w.flatten(1) @ mean.flatten()
+        return w, bias
+
+    def fix(self, dtype: torch.dtype, standard: "Standard | None" = None) -> None:
+        w, bias = (c.detach().to(dtype) for c in self.constants(standard))
+        self.fixed = w.contiguous(memory_format=torch.channels_last), bias, transposed(w)
+
+    def forward(self, x: Tensor, standard: "Standard | None" = None) -> Tensor:
+        if self.fixed is None:
+            return F.conv2d(x, *self.constants(standard), self.conv.stride, self.conv.padding)
+        w, bias, back = self.fixed
+        x = x.to(w.dtype)
+        if self.conv.stride == (1, 1):
+            return FixedConvolution.apply(x, w, bias, back, 1)
+        return F.conv2d(x, w, bias, self.conv.stride, self.conv.padding)
+
+
+Standard = tuple[Tensor, Tensor]
+"""(mean, scale) of each channel of a state, [C, 1, 1]."""
 
 
 class LayerEnergy(nn.Module):
@@ -85,6 +111,7 @@ class LayerEnergy(nn.Module):
             while max(h, w) > 2:
                 down.append(SpectralConv(features if not down else 2 * width, 2 * width, 3, norm, stride=2))
                 h, w, features = (h + 1) // 2, (w + 1) // 2, 2 * width
+            self.last = h, w
             features *= h * w
         self.strided = config.readout == "strided"
         self.down = nn.ModuleList(down)
@@ -93,23 +120,31 @@ class LayerEnergy(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, z: Tensor, state: Tensor | None, level: Tensor) -> Tensor:
+    def forward(self, z: Tensor, state: Tensor | None, level: Tensor, standard: Standard | None = None) -> Tensor:
         x = self.read(z)
         if self.read_state is not None:
-            x = x + self.read_state(state)
+            x = x + self.read_state(state, standard)
         for first, second, shift in zip(self.first, self.second, self.level, strict=True):
-            x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None]))
+            x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None].to(x.dtype)))
         x = F.silu(x)
         for down in self.down:
             x = F.silu(down(x))
-        return self.head(x.flatten(1) if self.strided else x.sum((2, 3)))
+        # Read so that the gradient of x comes in the layout of x.
+        w = self.head.weight
+        if self.strided:
+            x = x.permute(0, 2, 3, 1).flatten(1)
+            w = w.unflatten(1, (-1, *self.last)).permute(0, 2, 3, 1).flatten(1)
+        else:
+            x = x.sum((2, 3))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), w, self.head.bias)
 
 
 class Energy(nn.Module):
     """All f_i of a generator.
 
     Arguments:
-        generator: only its shapes are used, and draws of its states for standardising them.
+        generator: only its shapes and precision are used, and draws of its states for standardising them.
         outputs: numbers that each f_i gives: 1, or one per class (`hebmtool.labels`).
         chosen: list indices of the layers that have an f_i; all by default.
     """
@@ -118,6 +153,7 @@ class Energy(nn.Module):
         self, generator: Generator, config: recipes.Energy, outputs: int = 1, chosen: Sequence[int] | None = None
     ):
         super().__init__()
+        self.precision = generator.precision
         self.chosen = list(range(generator.L)) if chosen is None else sorted(chosen)
         self.reads_state = config.reads == "z+state"
         z = generator.config.latent_channels
@@ -144,8 +180,13 @@ class Energy(nn.Module):
         """Set the affine that standardises each channel of h_i, from a walk over draws of the Gaussian prior."""
         if self.reads_state:
             for l, h in enumerate(walk.h):
-                getattr(self, f"state_mean_{l}").copy_(h.mean((0, 2, 3))[:, None, None])
-                getattr(self, f"state_scale_{l}").copy_(h.std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
+                mean, scale = self.standard(l)
+                mean.copy_(h.float().mean((0, 2, 3))[:, None, None])
+                scale.copy_(h.float().std((0, 2, 3)).clamp(min=1e-3)[:, None, None])
+
+    def standard(self, l: int) -> Standard | None:
+        """What standardises h of list index l, where energies read it."""
+        return (getattr(self, f"state_mean_{l}"), getattr(self, f"state_scale_{l}")) if self.reads_state else None
 
     def forward(self, walk: TopDown, t: Tensor) -> Tensor:
         """f_i per image and layer, [N, layers, outputs], top first.
@@ -156,14 +197,12 @@ class Energy(nn.Module):
         """
         level = sinusoidal(t)
         out = []
-        for l, layer in zip(self.chosen, self.layers, strict=True):
-            if l >= len(walk.z):
-                break
-            z, state = walk.z[l], None
-            if self.reads_state:
-                state = (walk.h[l] - getattr(self, f"state_mean_{l}")) / getattr(self, f"state_scale_{l}")
-                z = torch.cat([z, walk.u[l]], dim=1)
-            out.append(layer(z, state, level))
+        with autocast(t.device, self.precision):
+            for l, layer in zip(self.chosen, self.layers, strict=True):
+                if l >= len(walk.z):
+                    break
+                z = torch.cat([walk.z[l], walk.u[l]], dim=1) if self.reads_state else walk.z[l]
+                out.append(layer(z, walk.h[l], level, self.standard(l)))
         return torch.stack(out, dim=1)
 
     def advance(self) -> None:
@@ -179,9 +218,11 @@ class Energy(nn.Module):
 
     def fix(self) -> None:
         """Make the weights constants, normalised once, for good."""
-        for conv in self.modules():
-            if isinstance(conv, SpectralConv):
-                conv.fixed = conv.weight().detach()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        for l, layer in zip(self.chosen, self.layers, strict=True):
+            for conv in layer.modules():
+                if isinstance(conv, SpectralConv):
+                    conv.fix(dtype, self.standard(l) if conv is layer.read_state else None)
         self.requires_grad_(False)
 
     @contextmanager

@@ -107,6 +107,7 @@ class Generator(nn.Module):
     def __init__(self, config: recipes.Generator, image_shape: tuple[int, int, int], bits: int = 8):
         super().__init__()
         self.config, self.image_shape, self.bits = config, tuple(image_shape), bits
+        self.precision = "float32"  # of a frozen one's states and weights
         self.likelihood = make_likelihood(config.likelihood, config.mixtures, bits)
         channels, height, width = image_shape
         factor = 2 ** (config.scales - 1 + config.preprocess_blocks)
@@ -200,10 +201,10 @@ class Generator(nn.Module):
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Flat latents [N, D] (or their first layers') -> views [N, Z, h, w], top first."""
-        layers = [s for s in self.slices if s.stop <= flat.shape[1]]
-        return [
-            flat[:, s].unflatten(1, shape) for s, shape in zip(layers, self.latent_shapes[: len(layers)], strict=True)
-        ]
+        sizes = [s.stop - s.start for s in self.slices if s.stop <= flat.shape[1]]
+        # Not slice by slice, whose gradients would each be as large as all of u.
+        maps = flat[:, : sum(sizes)].split(sizes, dim=1)
+        return [m.unflatten(1, shape) for m, shape in zip(maps, self.latent_shapes, strict=False)]
 
     @staticmethod
     def join(maps: list[Tensor]) -> Tensor:
@@ -212,32 +213,30 @@ class Generator(nn.Module):
 
     # The top-down tower ---------------------------------------------------------------------------------------------
 
-    def _walk(
-        self, choose: Callable[[int, Tensor, Tensor, Tensor], Tensor], n: int, layers: int
-    ) -> tuple[TopDown, Tensor]:
-        """Walk the first `layers` layers from the top; the state returned is the one before the last combiner."""
+    def _walk(self, choose: Callable[..., tuple[Tensor, Tensor]], n: int, layers: int) -> TopDown:
+        """Walk the first `layers` layers from the top; `choose` gives (z_i, u_i) for (l, state, raw, mu_i, sigma_i)."""
         walk = TopDown()
         s = self.constant.expand(n, *self.constant.shape)
         for l, layer in enumerate(self.decoder[:layers]):
             if l > 0:
                 s = self._descend(l - 1, s, walk.z[-1])
                 s = layer.cells(s)
-                # Latents, their densities and T stay in float32 under autocast.
+                # Latents, their densities and T stay in float32, whatever the precision.
                 raw = layer.head(s).float()
             else:
-                raw = s.new_zeros(n, 2 * self.config.latent_channels, *s.shape[2:])
+                raw = s.new_zeros(n, 2 * self.config.latent_channels, *s.shape[2:]).float()
             mu, sigma = normal_parameters(*raw.chunk(2, dim=1))
-            z = choose(l, s, raw, mu, sigma)
+            z, u = choose(l, s, raw, mu, sigma)
             walk.z.append(z)
-            walk.u.append((z - mu) / sigma)
+            walk.u.append(u)
             walk.mu.append(mu)
             walk.sigma.append(sigma)
             walk.h.append(s)
-        return walk, s
+        return walk
 
     def _descend(self, l: int, s: Tensor, z: Tensor) -> Tensor:
         layer = self.decoder[l]
-        s = layer.combine(torch.cat([s, z], dim=1))
+        s = layer.combine(torch.cat([s, z.to(s.dtype)], dim=1))
         return s if layer.up is None else layer.up(s)
 
     def top_down(self, u: Tensor, layers: int | None = None) -> TopDown:
@@ -249,10 +248,7 @@ class Generator(nn.Module):
         """
         maps = self.split(u)
         depth = self.L if layers is None else layers
-        walk, _ = self._walk(lambda l, s, raw, mu, sigma: mu + sigma * maps[l], len(u), depth)
-        # As given, not as recomputed from z.
-        walk.u = maps[: len(walk.z)]
-        return walk
+        return self._walk(lambda l, s, raw, mu, sigma: (mu + sigma * maps[l], maps[l]), len(u), depth)
 
     def T(self, u: Tensor) -> Tensor:
         """z = T(u).  [N, D] -> [N, D]."""
@@ -261,7 +257,7 @@ class Generator(nn.Module):
     def T_inverse(self, z: Tensor) -> Tensor:
         """u = T^-1(z).  [N, D] -> [N, D]."""
         maps = self.split(z)
-        walk, _ = self._walk(lambda l, *_: maps[l], len(z), self.L)
+        walk = self._walk(lambda l, s, raw, mu, sigma: (maps[l], (maps[l] - mu) / sigma), len(z), self.L)
         return self.join(walk.u)
 
     def decode(self, walk: TopDown) -> Tensor:
@@ -301,7 +297,7 @@ class Generator(nn.Module):
         epsilon = None if noise is None else self.split(noise)
         kl, log_ratio = [], []
 
-        def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             mu_q, sigma_q = self._posterior_parameters(l, seen[l], s, raw)
             e = torch.randn_like(mu_q) if epsilon is None else epsilon[l]
             z_q = mu_q + sigma_q * e
@@ -312,9 +308,9 @@ class Generator(nn.Module):
                 layer_kl = 0.5 * (((mu_q - mu) / sigma).square() + ratio.square()) - 0.5 - ratio.log()
             kl.append(layer_kl.flatten(1).sum(1))
             log_ratio.append(layer_ratio.flatten(1).sum(1))
-            return z
+            return z, (z - mu) / sigma
 
-        walk, _ = self._walk(choose, len(x), self.L)
+        walk = self._walk(choose, len(x), self.L)
         return Posterior(walk, torch.stack(kl, dim=1), torch.stack(log_ratio, dim=1))
 
     def _posterior_parameters(self, l: int, seen: Tensor, s: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,11 +339,11 @@ class Generator(nn.Module):
             u = u.detach().requires_grad_(True)
             maps, log_q = self.split(u), []
 
-            def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+            def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
                 z = mu + sigma * maps[l]
                 density = log_normal(z, *self._posterior_parameters(l, seen[l], s, raw)) + sigma.log()
                 log_q.append(density.sum())
-                return z
+                return z, maps[l]
 
             self._walk(choose, len(x), self.L)
             return torch.autograd.grad(sum(log_q), u)[0]
@@ -358,17 +354,32 @@ class Generator(nn.Module):
 
     # Use ------------------------------------------------------------------------------------------------------------
 
-    def frozen(self) -> "Generator":
-        """A copy for inference: no gradients for parameters, weights normalised and BatchNorms turned into affines
-        once and for all.  It computes what this one computes in evaluation mode."""
+    def frozen(self, precision: str = "float32") -> "Generator":
+        """A copy for inference: no gradients for parameters, weights normalised and BatchNorms taken into the
+        convolutions beside them once and for all.  It computes what this one computes in evaluation mode.
+
+        Arguments:
+            precision: "float32", or "bf16" for states and weights; latents, their densities and pixels stay in float32.
+        """
+        if self.is_frozen:
+            raise ValueError("this generator is frozen already; freeze the one it was made from")
         twin = copy.deepcopy(self).eval().requires_grad_(False)
+        for conv in twin.modules():
+            if isinstance(conv, Conv):
+                conv.fold()
+        for cell in twin.modules():
+            if isinstance(cell, Cell):
+                cell.fold()
         for module in list(twin.modules()):
-            if isinstance(module, Conv):
-                module.fold()
             for name, child in module.named_children():
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(module, name, Affine(child))
-        return twin
+        twin.precision = precision
+        return twin.to(torch.bfloat16) if precision == "bf16" else twin
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.image_head[1].folded is not None
 
     def bits_per_dim(self, log_px: Tensor) -> Tensor:
         """Bits per dimension from a log-likelihood (or bound) in nats, [N] -> [N]."""
@@ -401,7 +412,7 @@ def readjust_batchnorm(
     if not 0 < temperature < math.inf:
         raise UsageError(f"the temperature to re-estimate BatchNorm statistics is {temperature}, but must be above 0")
     modules = [m for part in (generator.decoder, generator.postprocess) for m in part.modules()]
-    if any(isinstance(m, Affine) for m in modules):
+    if generator.is_frozen:
         raise ValueError("a frozen generator has no BatchNorm statistics; re-estimate them before freezing it")
     norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
     before = [(bn.momentum, bn.training) for bn in norms]

@@ -28,7 +28,7 @@ from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator
 from hebmtool.metrics import Features
-from hebmtool.prior import DiffusionEBM, Noise, Prior
+from hebmtool.prior import DiffusionEBM, Noise, Prior, Steps
 from hebmtool.recipe import Recipe
 from hebmtool.training import derive_seed
 
@@ -105,7 +105,7 @@ def resample(
     base: Sequence[Tensor],
     vary: Tensor,
     noise: Noise,
-    steps: int | None = None,
+    steps: Steps = None,
     temperature: float = 1.0,
 ) -> Iterator[Tensor]:
     """Draw the coordinates `vary` again, the others held at every stage of the base; yields the stages as
@@ -122,7 +122,7 @@ def resample(
     if isinstance(prior, DiffusionEBM):
         # As many steps again as the trajectory took, which ends at 0.68 for two coordinates correlated 0.8 (T = 3,
         # K = 10, h = 0.3); these then reach 0.80.
-        again = prior.schedule.T * (prior.config.steps if steps is None else steps)
+        again = prior.gradients(steps)
         yield prior.relax(u_0, noise, again, temperature, held=(~vary, base[-1]))
 
 
@@ -171,7 +171,7 @@ def draw(
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
-    steps: int | None = None,
+    steps: Steps = None,
     x: Tensor | None = None,
 ) -> Resampled:
     """Resample each part of the layers `columns` times, from each of n base samples.
@@ -183,7 +183,7 @@ def draw(
         parts: numbers of the layers to draw again, for each part.
         columns: at most 1000.
         temperature: tau > 0; 1 is the prior itself.
-        steps: Langevin steps per level, the recipe's K when None.
+        steps: Langevin steps, of every level or of each, the recipe's K when None.
         x: images [n, C, H, W] whose posterior draws are the bases, instead of samples.
 
     Raises:

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 
 from hebmtool import recipe as recipes
 from hebmtool.energy import Energy
+from hebmtool.errors import UsageError
 from hebmtool.generator import Generator, TopDown
 from hebmtool.langevin import Held, hold, langevin, preconditioned, underdamped
 from hebmtool.schedule import Schedule
@@ -47,6 +48,9 @@ class Noise:
         """The next draw, [N, D]."""
         return torch.stack([torch.randn(self.D, generator=g) for g in self.streams]).to(self.device)
 
+
+Steps = int | Sequence[int] | None
+"""Langevin steps: of every level, or of each, least noise first; the recipe's K when None."""
 
 HeldStages = tuple[Tensor, Sequence[Tensor]]
 """Coordinates of a trajectory that follow another one: (mask, bool [D]; that trajectory's stages, [N, D] each)."""
@@ -83,13 +87,13 @@ class Prior(nn.Module):
         return self._generator[0]
 
     def trajectory(
-        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+        self, noise: Noise, steps: Steps = None, temperature: float = 1.0, held: HeldStages | None = None
     ) -> Iterator[Tensor]:
         """Draw, yielding every stage on the way, the last being the sample u_0 [N, D].
 
         Arguments:
             noise: one stream per image.
-            steps: Langevin steps (per level), the recipe's K when None.
+            steps: Langevin steps, of every level or of each, the recipe's K when None.
             temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
             held: coordinates that follow another trajectory instead, stage by stage.
         """
@@ -112,7 +116,21 @@ class Prior(nn.Module):
         prior.  The Gaussian prior's coordinates are independent: there is nothing to relax."""
         return hold(u_0, held)
 
-    def sample(self, noise: Noise, steps: int | None = None, temperature: float = 1.0) -> Tensor:
+    def fast_steps(self) -> list[int]:
+        """Steps of each level, least noise first, that draw much the same with fewer gradients.
+
+        Raises:
+            UsageError: this prior has none such.
+        """
+        raise UsageError(
+            f"--fast leaves out levels of noise, and the {self.kind} prior has none; drop it, or lower --steps"
+        )
+
+    def gradients(self, steps: Steps = None) -> int:
+        """Gradients of F that a trajectory takes."""
+        return 0
+
+    def sample(self, noise: Noise, steps: Steps = None, temperature: float = 1.0) -> Tensor:
         """The last stage of `trajectory`: u_0, [N, D]."""
         *_, u_0 = self.trajectory(noise, steps, temperature)
         return u_0
@@ -312,12 +330,15 @@ class EBM(Prior):
         return loss + self.config.penalty * penalty, figures
 
     def trajectory(
-        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+        self, noise: Noise, steps: Steps = None, temperature: float = 1.0, held: HeldStages | None = None
     ) -> Iterator[Tensor]:
         u = hold(temperature * noise(), at(held, 0))
         yield u
         t = torch.zeros(len(u), dtype=torch.long, device=u.device)
         yield self.negatives(u, t, noise, steps, temperature, at(held, 1))
+
+    def gradients(self, steps: Steps = None) -> int:
+        return self.config.steps if steps is None else steps
 
     def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
         return [u_0, u_0]
@@ -395,25 +416,42 @@ class DiffusionEBM(EBM):
         return error.mean() + self.config.penalty * (F / self.scale(t)).square().mean(), figures
 
     def trajectory(
-        self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None
+        self, noise: Noise, steps: Steps = None, temperature: float = 1.0, held: HeldStages | None = None
     ) -> Iterator[Tensor]:
         u = hold(temperature * noise(), at(held, 0))
         yield u
         yield from self.descend(u, self.schedule.T, noise, steps, temperature, held)
+
+    def fast_steps(self) -> list[int]:
+        if self.config.chain == "langevin":
+            raise UsageError(
+                "--fast leaves out levels of noise, but the steps of the published chain (prior.chain: langevin) are "
+                "what takes a level to the next; use --steps with fewer"
+            )
+        # Where there is much noise F says next to nothing, and the Gaussian conditional does without it.
+        return self.config.fast or [self.config.steps] + [0] * (self.schedule.T - 1)
+
+    def gradients(self, steps: Steps = None) -> int:
+        return sum(self._each(steps))
+
+    def _each(self, steps: Steps) -> Sequence[int]:
+        """Steps of every level, least noise first."""
+        steps = self.config.steps if steps is None else steps
+        return [steps] * self.schedule.T if isinstance(steps, int) else steps
 
     def descend(
         self,
         u: Tensor,
         level: int,
         noise: Callable[[], Tensor],
-        steps: int | None = None,
+        steps: Steps = None,
         temperature: float = 1.0,
         held: HeldStages | None = None,
     ) -> Iterator[Tensor]:
         """From u_level [N, D] down, yielding u_{level-1} ... u_0."""
         for t in reversed(range(level)):
             levels = torch.full((len(u),), t, device=u.device)
-            u = self.negatives(u, levels, noise, steps, temperature, at(held, self.schedule.T - t))
+            u = self.negatives(u, levels, noise, self._each(steps)[t], temperature, at(held, self.schedule.T - t))
             yield u
 
     def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:

@@ -199,6 +199,9 @@ class Prior(Part):
         description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise",
     )
     steps: int = Field(50, ge=1, description="K, Langevin steps per level")
+    fast: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="steps of each level with --fast, least noise first; none: K at the first, 0 at the others"
+    )
     chain: Literal["langevin", "preconditioned", "underdamped"] = Field(
         "langevin", description="'langevin' is the published chain"
     )
@@ -230,6 +233,14 @@ class Prior(Part):
     @classmethod
     def _one_word_is_a_list(cls, labels: Any) -> Any:
         return [labels] if isinstance(labels, str) else labels
+
+    @model_validator(mode="after")
+    def _fast_fits(self) -> "Prior":
+        if self.fast is not None and len(self.fast) != self.levels:
+            raise ValueError(
+                f"prior.fast is {self.fast}, but must have one number of steps for each of the {self.levels} levels"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "Prior":
@@ -277,6 +288,9 @@ class TrainPrior(Part):
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="of generator and energies while learning; bf16 keeps parameters and latents in float32"
+    )
     label_iterations: int = Field(2000, ge=1, description="updates per label of prior.labels")
     label_lr: float = Field(1e-3, gt=0, description="Adam learning rate for them")
     readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
@@ -507,7 +521,7 @@ def _phrases(field: FieldInfo) -> Iterator[str]:
             entries = get_args(kind)
             yield f"a list of {len(entries)} numbers, each{_range(entries[0].__metadata__[0].metadata)}"
         elif get_origin(kind) is list:
-            yield f"a list of {'layer numbers' if get_args(kind)[0] is int else 'names'}"
+            yield f"a list of {'names' if get_args(kind)[0] is str else 'whole numbers'}"
         elif get_origin(kind) is dict:
             yield "a mapping from names to lists of names"
         elif kind is NoneType:

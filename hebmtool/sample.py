@@ -16,7 +16,7 @@ from torch import Tensor
 from hebmtool import checkpoint, picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.prior import Noise, Prior
+from hebmtool.prior import Noise, Prior, Steps
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
-    steps: int | None = None,
+    steps: Steps = None,
 ) -> Iterator[Tensor]:
     """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
 
@@ -34,7 +34,7 @@ def sample(
 
     Arguments:
         temperature: tau > 0; 1 is the prior itself.
-        steps: Langevin steps per level, the recipe's K when None.
+        steps: Langevin steps, of every level or of each, the recipe's K when None.
 
     Raises:
         HebmError: the chain left the numbers.
@@ -54,7 +54,7 @@ def sample(
 
 @torch.no_grad()
 def progressive(
-    prior: Prior, n: int, seed: int = 0, batch_size: int = 64, temperature: float = 1.0, steps: int | None = None
+    prior: Prior, n: int, seed: int = 0, batch_size: int = 64, temperature: float = 1.0, steps: Steps = None
 ) -> tuple[Tensor, int]:
     """Decoded u_T ... u_0 of each image: uint8 [n * stages, C, H, W], image by image; and the number of stages."""
     device, rows, stages = prior.generator.constant.device, [], 0

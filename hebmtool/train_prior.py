@@ -25,7 +25,7 @@ from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, sav
 # Beyond this the objective has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
 # How a prior is sampled, as far as learning without chains is concerned.
-SAMPLER = ("chain", "steps", "h", "theta", "persistence")
+SAMPLER = ("chain", "steps", "fast", "h", "theta", "persistence")
 # Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
 STATISTICS = "generator."
 
@@ -36,13 +36,21 @@ def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> floa
     return config.lr * warm * config.lr_decay ** (step / updates_per_epoch)
 
 
-def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, temperature: float = 1.0) -> Prior:
+def load_prior(
+    run: Run,
+    kind: str,
+    device: torch.device,
+    readjust_bn: int = 0,
+    temperature: float = 1.0,
+    precision: str = "float32",
+) -> Prior:
     """The run's trained prior of this kind (averaged weights), on its generator, both frozen.
 
     Arguments:
         readjust_bn: re-estimate BatchNorm statistics on this many generated batches first; 0 keeps those the prior was
             trained with.
         temperature: of those batches.
+        precision: "float32" or "bf16", of generator and energies (`Generator.frozen`).
 
     Raises:
         HebmError: it has not been trained, or its file is unusable.
@@ -70,7 +78,7 @@ def load_prior(run: Run, kind: str, device: torch.device, readjust_bn: int = 0, 
             checkpoint.load_into(generator, state, run.prior_path(kind))
     if readjust_bn:
         readjust_batchnorm(generator, readjust_bn, temperature=temperature)
-    prior = make_prior(generator.frozen(), config)
+    prior = make_prior(generator.frozen(precision), config)
     checkpoint.load_into(prior, tensors, run.prior_path(kind))
     if isinstance(prior, EBM):
         prior.energy.settle()
@@ -135,14 +143,14 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     if config.readjust_bn:
         readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
         statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
-    generator = whole.frozen()
+    generator = whole.frozen(config.precision)
     torch.manual_seed(derive_seed(recipe.seed, "prior", kind))
     prior = make_prior(generator, recipe.prior)
     assert isinstance(prior, EBM)
     prior.energy.calibrate(generator.top_down(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     ema = Ema(prior, config.ema)
-    averaged = make_prior(generator, recipe.prior).eval().requires_grad_(False)
+    averaged = make_prior(whole.frozen(), recipe.prior).eval().requires_grad_(False)
     step, stage = 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer)
