@@ -201,8 +201,11 @@ class Energy(nn.Module):
             for l, layer in zip(self.chosen, self.layers, strict=True):
                 if l >= len(walk.z):
                     break
-                z = torch.cat([walk.z[l], walk.u[l]], dim=1) if self.reads_state else walk.z[l]
-                out.append(layer(z, walk.h[l], level, self.standard(l)))
+                if self.reads_state:
+                    z, state = torch.cat([walk.z[l], walk.u[l]], dim=1), walk.h[l]
+                else:
+                    z, state = walk.z[l], None
+                out.append(layer(z, state, level, self.standard(l)))
         return torch.stack(out, dim=1)
 
     def advance(self) -> None:
