@@ -112,13 +112,14 @@ def test_bf16_is_near_and_keeps_latents_in_float32():
     assert found.dtype == torch.float32 and relative(found, expected) < 0.02
 
 
-@pytest.mark.parametrize("objective", ["recovery", "nce"])
+@pytest.mark.parametrize("objective", ["recovery", "nce", "score-matching"])
 def test_learning_in_bf16_gives_nearly_the_same_gradient(objective):
     slopes = []
     for precision in ("float32", "bf16"):
         prior, _ = pair(precision=precision, objective=objective)
         torch.manual_seed(1)
-        prior.loss(torch.randn(32, prior.generator.D))[0].backward()
+        u_0 = torch.randn(32, prior.generator.D)
+        prior.loss(u_0, -u_0)[0].backward()
         assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in prior.parameters())
         slopes.append(torch.cat([p.grad.flatten() for p in prior.parameters()]))
     assert torch.cosine_similarity(*slopes, dim=0) > 0.99
