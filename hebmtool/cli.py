@@ -963,6 +963,7 @@ def evaluate(
     steps: Annotated[
         int | None, typer.Option(min=0, help="Langevin steps per level.", show_default="the prior's own")
     ] = None,
+    fast: FastOption = False,
     samples: Annotated[int | None, typer.Option(min=2, help="Images per set.", show_default="the recipe's")] = None,
     features: Annotated[
         str | None, typer.Option(help="TorchScript feature network.", show_default="the recipe's")
@@ -1005,6 +1006,7 @@ def evaluate(
     from hebmtool.training import pick_device
 
     _check_one_format(as_json, as_markdown)
+    _check_fast(fast, steps)
     found = judge(
         Run.open(run, runs),
         pick_device(device),
@@ -1016,6 +1018,7 @@ def evaluate(
         reference=reference,
         repeats=repeats,
         seed=seed,
+        fast=fast,
         parts=("likelihood",) * likelihood + ("two-sample", "chains") * diagnose,
         command=shlex.join(["hebm", *sys.argv[1:]]),
     )

@@ -23,7 +23,7 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.figures import Figure
 from hebmtool.generator import Generator
 from hebmtool.metrics import PAIRED_IMAGES, Features
-from hebmtool.prior import Prior
+from hebmtool.prior import Prior, Steps
 from hebmtool.recipe import Recipe
 from hebmtool.run import Run
 from hebmtool.sample import sample
@@ -127,6 +127,7 @@ def evaluate(
     reference: str = "test",
     repeats: int = 1,
     seed: int | None = None,
+    fast: bool = False,
     parts: Sequence[str] = (),
     command: str | None = None,
 ) -> Evaluation:
@@ -141,6 +142,7 @@ def evaluate(
         reference: the split all are held against; the closure is defined for "test".
         repeats: independent sets drawn of each; from two on, figures are their mean and its standard error.
         seed: of the draws, the recipe's when None.
+        fast: draw as `hebm sample --fast` does, everything in bf16.
         parts: of `diagnose.PARTS`, to be judged as well.
         command: what the user typed, for the provenance.
 
@@ -169,7 +171,7 @@ def evaluate(
         network(held_out.batch([0, 1]))  # one that does not fit is better known at once
         spaces.append(Space(network, cache.features(held_out, digest, network), n, **names))
     classifier = inception.load_classifier(device) if "clean" in fid else None
-    sources = _sources(run, kinds, recipe, images, n, steps, device)
+    sources = _sources(run, kinds, recipe, images, n, steps, device, fast)
     used = [run.generator_path, *(run.prior_path(each) for each in kinds)]
     checkpoints = {path.name: checkpoint.digest(path)[:DIGITS] for path in used}
 
@@ -188,7 +190,7 @@ def evaluate(
         "seed": recipe.seed,
         "samples": n,
         "repeats": repeats,
-        "steps": steps,
+        "steps": "fast" if fast else steps,
         "reference": {"split": reference, "images": len(held_out), "sha256": digest[:DIGITS]},
         "features": [{"name": s.features.name, "sha256": (s.features.digest or "")[:DIGITS] or None} for s in spaces],
         "checkpoints": checkpoints,
@@ -230,7 +232,14 @@ def _networks(
 
 
 def _sources(
-    run: Run, kinds: Sequence[str], recipe: Recipe, images: data.Images, n: int, steps: int | None, device: torch.device
+    run: Run,
+    kinds: Sequence[str],
+    recipe: Recipe,
+    images: data.Images,
+    n: int,
+    steps: int | None,
+    device: torch.device,
+    fast: bool,
 ) -> list[Source]:
     """The Gaussian prior, the trained ones and reconstructions.
 
@@ -238,13 +247,15 @@ def _sources(
     reconstructions that have them too.
     """
 
-    def sampled(prior: Prior, steps: int | None = None) -> Callable[[int], Iterator[Tensor]]:
+    precision = "bf16" if fast else "float32"
+
+    def sampled(prior: Prior, steps: Steps = None) -> Callable[[int], Iterator[Tensor]]:
         return lambda draw: sample(prior, n, metrics.draw_seed(recipe, draw), metrics.BATCH, steps=steps)
 
     def reconstructed(generator: Generator) -> Callable[[int], Iterator[Tensor]]:
         return lambda draw: metrics.reconstruct(generator, images, recipe, n, draw)
 
-    gaussian = load_prior(run, GAUSSIAN, device)
+    gaussian = load_prior(run, GAUSSIAN, device, precision=precision)
     baselines = [(gaussian.generator, (GAUSSIAN, RECONSTRUCTIONS))]
     first, trained, last = (
         [Source(GAUSSIAN, sampled(gaussian))],
@@ -252,14 +263,14 @@ def _sources(
         [Source(RECONSTRUCTIONS, reconstructed(gaussian.generator), timed=False)],
     )
     for kind in kinds:
-        prior = load_prior(run, kind, device)
+        prior = load_prior(run, kind, device, precision=precision)
         names = next((names for generator, names in baselines if _same(generator, prior.generator)), None)
         if names is None:
             names = (f"{GAUSSIAN} (BatchNorm of {kind})", f"{RECONSTRUCTIONS} (BatchNorm of {kind})")
             baselines.append((prior.generator, names))
             first.append(Source(names[0], sampled(metrics.gaussian_prior(prior.generator, recipe))))
             last.append(Source(names[1], reconstructed(prior.generator), timed=False))
-        trained.append(Source(kind, sampled(prior, steps), names))
+        trained.append(Source(kind, sampled(prior, prior.fast_steps() if fast else steps), names))
     return first + trained + last
 
 

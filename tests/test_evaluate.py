@@ -11,6 +11,7 @@ from torch import nn
 from hebmtool import checkpoint, compare, data, evaluate, inception, metrics, picture, recipe
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.run import Run
+from hebmtool.sample import sample
 from hebmtool.train_prior import STATISTICS, load_prior, train_prior
 from hebmtool.train_vae import train_vae
 
@@ -146,6 +147,17 @@ def test_one_kind_with_other_steps(run):
     assert values(few, "FD")["gaussian"] == values(many, "FD")["gaussian"]
     assert values(few, "FD")["ebm"] != values(many, "FD")["ebm"]
     assert many.provenance["steps"] == 9 and many.provenance["samples"] == 20
+
+
+def test_fast_draws_as_sampling_does(run):
+    found = evaluate.evaluate(run, CPU, "diffusion-ebm", fast=True)
+    prior = load_prior(run, "diffusion-ebm", CPU, precision="bf16")
+    draws = metrics.draw_seed(run.recipe(), 0)
+    images = torch.cat(list(sample(prior, 40, draws, metrics.BATCH, steps=prior.fast_steps())))
+    features = metrics.load_features(None, images.shape[1:], CPU)
+    reference = features(data.load(run.recipe().data, "test").batch(range(180)))
+    assert values(found, "FD")["diffusion-ebm"] == pytest.approx(metrics.frechet_distance(features(images), reference))
+    assert found.provenance["steps"] == "fast" and set(values(found, "closure")) <= {"diffusion-ebm"}
 
 
 def test_what_diagnoses_a_prior_is_judged_with_it(run, monkeypatch):
