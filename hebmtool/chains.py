@@ -30,6 +30,7 @@ from torch import Tensor
 
 from hebmtool.console import progress
 from hebmtool.figures import Figure
+from hebmtool.metropolis import density
 from hebmtool.prior import EBM, Noise
 from hebmtool.training import derive_seed
 
@@ -185,10 +186,7 @@ def diagnose(
     def noise(what: str) -> Noise:
         return Noise(derive_seed(seed, what), range(images), generator.D, device)
 
-    def G(u: Tensor) -> Tensor:
-        zero = torch.zeros(len(u), dtype=torch.long, device=u.device)
-        return (prior.F(u, zero) / prior.scale(zero)).cpu()
-
+    G = density(prior)
     followed = [
         torch.linspace(s.start, s.stop - 1, min(COORDINATES, s.stop - s.start)).long() for s in generator.slices
     ]
@@ -203,10 +201,10 @@ def diagnose(
         bar.advance()
     relaxed = recorder.trace()
     relaxed = Trace(*(part[chain // 5 :] for part in vars(relaxed).values()))
-    posterior = torch.cat([G(u) for u in posterior_u.split(100)])
-    return Diagnostics(
-        prior, K, short, long, short_u.cpu(), long_u.cpu(), G(short_u), G(long_u), relaxed, layers, posterior
+    posterior, short_G, long_G = (
+        torch.cat([G(u).cpu() for u in us.split(100)]) for us in (posterior_u, short_u, long_u)
     )
+    return Diagnostics(prior, K, short, long, short_u.cpu(), long_u.cpu(), short_G, long_G, relaxed, layers, posterior)
 
 
 def _spread(u: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 Langevin diagnostics (`hebmtool.chains`) of a run, the table that shows them, and one picture."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hebmtool import chains, data, evidence, two_sample
+from hebmtool import chains, data, evidence, picture, two_sample
 from hebmtool.errors import HebmError
 from hebmtool.figures import Figure
 from hebmtool.prior import EBM
@@ -212,6 +211,4 @@ def figure(diagnosis: Diagnosis) -> bytes:
         accuracy.legend(frameon=False)
     else:
         accuracy.set_axis_off()
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return picture.plot_to_png(canvas, 130)

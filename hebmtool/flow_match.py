@@ -10,13 +10,13 @@ in an exact maximum-likelihood fit: E_x p(z | x) = p(z).  The distance is the sl
 draws of the prior (its floor at that sample size) and to N(0, I) (what a Gaussian prior would have left).
 """
 
-import io
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hebmtool import picture
 from hebmtool.flow import FlowModel
 from hebmtool.prior import Noise
 from hebmtool.training import derive_seed
@@ -87,6 +87,4 @@ def figure(model: FlowModel, z: Tensor, found: Match, seed: int = 0) -> bytes:
         axis.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         axis.set(xlabel="first principal axis of inferred z", ylabel="second")
     axis.legend(loc="upper right", markerscale=2)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return picture.plot_to_png(canvas)

@@ -15,7 +15,6 @@ score is the same wherever it stands, in whatever batch.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -529,9 +528,7 @@ def figure(methods: Sequence[Method]) -> bytes:
             axis.set_title(title)
     handles, labels = axes[1, 0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside right upper", frameon=False)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return picture.plot_to_png(canvas)
 
 
 def given_sets(

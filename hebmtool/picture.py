@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hebmtool import checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 2  # pixels between images, after enlarging
 SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
@@ -87,6 +91,13 @@ def to_png(picture: Image.Image) -> bytes:
     """The bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def plot_to_png(plot: "Figure", dpi: int = 110) -> bytes:
+    """The same of a matplotlib figure."""
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

@@ -277,14 +277,12 @@ class EBM(Prior):
         """
         self.energy.advance()
         positive, _, t = self._pairs(u_0)
-        both = torch.cat([positive, torch.randn_like(positive)])
-        F = self.F(both, torch.cat([t, t])) / torch.cat([self.scale(t)] * 2)
-        F_positive, F_negative = F.chunk(2)
+        F_positive, F_negative, size = self._contrasted(positive, torch.randn_like(positive), t)
         loss = softplus(-F_positive).mean() + softplus(F_negative).mean()
         right = 0.5 * ((F_positive > 0).float().mean() + (F_negative < 0).float().mean())
         # The mean of F at the positives is the hole found so far, in nats.
         figures = {"nats": F_positive.mean().item(), "accuracy": right.item()}
-        return loss + self.config.penalty * F.square().mean(), figures
+        return loss + self.config.penalty * size, figures
 
     def conditional_noise_contrast(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Conditional noise-contrastive estimation: F learns which of u and a noisier copy of it came first.
@@ -298,11 +296,15 @@ class EBM(Prior):
         positive, _, t = self._pairs(u_0)
         rho = torch.rand(len(u_0), 1, device=u_0.device)
         negative = rho * positive + (1 - rho.square()).sqrt() * torch.randn_like(positive)
-        F = self.F(torch.cat([positive, negative]), torch.cat([t, t])) / torch.cat([self.scale(t)] * 2)
-        F_positive, F_negative = F.chunk(2)
+        F_positive, F_negative, size = self._contrasted(positive, negative, t)
         gap = F_negative - F_positive
         figures = {"gap": gap.mean().item(), "accuracy": (gap < 0).float().mean().item()}
-        return softplus(gap).mean() + self.config.penalty * F.square().mean(), figures
+        return softplus(gap).mean() + self.config.penalty * size, figures
+
+    def _contrasted(self, positive: Tensor, negative: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """F / scale at positives and at negatives, [N] each, and its mean square over both."""
+        F = self.F(torch.cat([positive, negative]), torch.cat([t, t])) / torch.cat([self.scale(t)] * 2)
+        return *F.chunk(2), F.square().mean()
 
     def recovery(self, u_0: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Maximum likelihood with short-run negatives: F(u^-) - F(u^+)."""

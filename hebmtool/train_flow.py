@@ -18,7 +18,6 @@ from hebmtool.errors import HebmError
 from hebmtool.flow import FlowModel
 from hebmtool.recipe import Recipe
 from hebmtool.run import Run, StopSignals
-from hebmtool.sample import sample
 from hebmtool.train_prior import LOSS_BOUND, learning_rate, sample_grid
 from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, save_training
 
@@ -158,9 +157,9 @@ def judge(
     result = {"fd": None, "features": None, "mse": found.mse.mean().item(), "psnr": found.psnr.mean().item()}
     result["images"] = n
     if features is not None:
-        reference = features(torch.cat([test.batch(i) for i in torch.arange(len(test)).split(metrics.BATCH)]))
-        drawn = list(sample(model, recipe.evaluate.samples, derive_seed(recipe.seed, "closure"), metrics.BATCH))
-        result |= {"fd": metrics.frechet_distance(features(torch.cat(drawn)), reference), "features": features.name}
+        reference = features(torch.cat(list(metrics.batches(test))))
+        drawn = metrics.prior_images(model, recipe.evaluate.samples, metrics.draw_seed(recipe))
+        result |= {"fd": metrics.frechet_distance(features(drawn), reference), "features": features.name}
         result["samples"] = recipe.evaluate.samples
     # As many steps as in learning: it is that run whose law the prior learns.
     z = infer.Inference(model, recipe, recipe.flow.steps, recipe.seed)(originals)[:, 0]
