@@ -76,7 +76,9 @@ MarkdownOption = Annotated[bool, typer.Option("--markdown", help="A Markdown blo
 FastOption = Annotated[
     bool,
     typer.Option(
-        "--fast", help="In bf16, and only the Langevin steps of prior.fast: by default K where the noise is least."
+        "--fast",
+        help="In bf16, and only the Langevin steps of prior.fast: by default K where the noise is least. "
+        "A joint EBM takes all of its K.",
     ),
 ]
 RUNS = Path("runs")

@@ -116,14 +116,14 @@ class Prior(nn.Module):
         prior.  The Gaussian prior's coordinates are independent: there is nothing to relax."""
         return hold(u_0, held)
 
-    def fast_steps(self) -> list[int]:
-        """Steps of each level, least noise first, that draw much the same with fewer gradients.
+    def fast_steps(self) -> Steps:
+        """Steps that draw much the same with fewer gradients, where levels of noise can be left out.
 
         Raises:
-            UsageError: this prior has none such.
+            UsageError: there is nothing this prior could do faster.
         """
         raise UsageError(
-            f"--fast leaves out levels of noise, and the {self.kind} prior has none; drop it, or lower --steps"
+            f"--fast is for Langevin steps, and the {self.kind} prior takes none that could be left out; drop it"
         )
 
     def gradients(self, steps: Steps = None) -> int:
@@ -339,6 +339,9 @@ class EBM(Prior):
         t = torch.zeros(len(u), dtype=torch.long, device=u.device)
         yield self.negatives(u, t, noise, steps, temperature, at(held, 1))
 
+    def fast_steps(self) -> Steps:
+        return None  # there are no levels to leave out
+
     def gradients(self, steps: Steps = None) -> int:
         return self.config.steps if steps is None else steps
 
@@ -424,7 +427,7 @@ class DiffusionEBM(EBM):
         yield u
         yield from self.descend(u, self.schedule.T, noise, steps, temperature, held)
 
-    def fast_steps(self) -> list[int]:
+    def fast_steps(self) -> Steps:
         if self.config.chain == "langevin":
             raise UsageError(
                 "--fast leaves out levels of noise, but the steps of the published chain (prior.chain: langevin) are "

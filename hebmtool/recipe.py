@@ -276,6 +276,9 @@ class TrainPrior(Part):
     """Stage two: the prior, generator and encoder frozen; or flow and network together."""
 
     iterations: int = Field(5_000, ge=1, description="updates")
+    seed: int | None = Field(
+        None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's, which the generator has"
+    )
     batch_size: int = Field(64, ge=1, description="images per update")
     lr: float = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
@@ -323,6 +326,11 @@ class Recipe(Part):
     flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+
+    @property
+    def prior_seed(self) -> int:
+        """Seed of stage two."""
+        return self.seed if self.train_prior.seed is None else self.train_prior.seed
 
     @model_validator(mode="after")
     def _kind_fits(self) -> "Recipe":

@@ -59,10 +59,10 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
         run.write_recipe(recipe)
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     hidden = mask.missing(recipe.data, images.shape, len(images), recipe.seed)
-    data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
+    data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
 
-    torch.manual_seed(derive_seed(recipe.seed, KIND))
+    torch.manual_seed(derive_seed(recipe.prior_seed, KIND))
     model = FlowModel(recipe.flow, images.shape).to(device)
     # The flow starts as the identity, so this is a draw of the prior as well.
     chains = Chains(torch.randn(len(images), model.g.D)).to(device) if recipe.flow.persistent else None
@@ -87,8 +87,8 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
     started, seconds_before = time.monotonic(), run.seconds(STAGE)
     with StopSignals() as stop, progress(STAGE, config.iterations, step) as bar:
         while step < config.iterations:
-            torch.manual_seed(derive_seed(recipe.seed, STAGE, step))
-            indices = data.batch_indices(len(images), config.batch_size, recipe.seed, step)
+            torch.manual_seed(derive_seed(recipe.prior_seed, STAGE, step))
+            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = infer.as_grey(images.batch(indices), recipe.data, train=True).to(device)
             observed = None if hidden is None else ~hidden(indices).to(device)
             for group in optimizer.param_groups:

@@ -84,7 +84,7 @@ def _train_label(
     y_test, _ = values_of(name, test, recipe.data)
     path, train_path = run.label_path(name), run.label_train_path(name)
     device = generator.constant.device
-    torch.manual_seed(derive_seed(recipe.seed, "label", name))
+    torch.manual_seed(derive_seed(recipe.prior_seed, "label", name))
     chosen = chosen_layers(generator, recipe.prior.label_layers)
     label = LabelEnergy(name, values, schedule.T, generator, recipe.prior.energy, chosen).to(device)
     label.energy.calibrate(generator.top_down(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
@@ -108,7 +108,7 @@ def _train_label(
                 f"{train_path} was learned on another generator, or other values, than there are now; move it away to "
                 "start anew"
             )
-        same = ["label_lr", "batch_size", "weight_decay", "ema", "clip"]
+        same = ["label_lr", "seed", "batch_size", "weight_decay", "ema", "clip"]
         what = ["prior.energy", "prior.levels", "prior.label_layers", "seed", *(f"train_prior.{key}" for key in same)]
         Run.check_same(checkpoint.recipe(train_path, header), recipe, what)
         step = load_training(train_path, "label training", label, ema, optimizer)
@@ -121,8 +121,8 @@ def _train_label(
     started, seconds_before = time.monotonic(), run.seconds(stage)
     with StopSignals() as stop, progress(f"label {name}", config.label_iterations, step) as bar:
         while step < config.label_iterations:
-            torch.manual_seed(derive_seed(recipe.seed, stage, step))
-            indices = data.batch_indices(len(images), config.batch_size, recipe.seed, step)
+            torch.manual_seed(derive_seed(recipe.prior_seed, stage, step))
+            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = data.prepare(images.batch(indices), recipe.data, recipe.generator.likelihood, train=True).to(device)
             label.energy.advance()
             with torch.no_grad():

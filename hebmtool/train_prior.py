@@ -133,7 +133,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
 
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     labels.check(recipe, run, whole, images, test)
-    data.batch_indices(len(images), config.batch_size, recipe.seed, 0)
+    data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
     if features is not None:
         features(test.batch([0, 1]))  # a network that does not fit is better known before training than after
@@ -144,7 +144,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
         statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
     generator = whole.frozen(config.precision)
-    torch.manual_seed(derive_seed(recipe.seed, "prior", kind))
+    torch.manual_seed(derive_seed(recipe.prior_seed, "prior", kind))
     prior = make_prior(generator, recipe.prior)
     assert isinstance(prior, EBM)
     prior.energy.calibrate(generator.top_down(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
@@ -168,8 +168,8 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     started, seconds_before = time.monotonic(), run.seconds(stage)
     with StopSignals() as stop, progress(stage, config.iterations, step) as bar:
         while step < config.iterations:
-            torch.manual_seed(derive_seed(recipe.seed, stage, step))
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
+            torch.manual_seed(derive_seed(recipe.prior_seed, stage, step))
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
             x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=True).to(device)
             with torch.no_grad():
                 u_0 = generator.encode(x)

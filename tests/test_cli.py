@@ -493,6 +493,19 @@ def test_readjusted_statistics_are_kept_with_the_prior(hebm, copied, tmp_path):
     assert not np.array_equal(plain, adjusted)
 
 
+def test_another_seed_learns_another_prior_on_the_same_generator(hebm, runs, tmp_path):
+    weights = {}
+    for name, seed in (("none", "null"), ("same", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "generator.safetensors"):
+            shutil.copy(runs / "digits" / file, tmp_path / name)
+        keys = ("--set", f"name={name}", "--set", f"train_prior.seed={seed}", "--set", "prior.objective=cnce")
+        status, _, err = hebm("train-prior", "digits", "--runs", tmp_path, *TINY, *keys)
+        assert status == 0, err
+        weights[name] = tmp_path / name / "prior-diffusion-ebm.safetensors"
+    assert equal_weights(weights["none"], weights["same"]) and not equal_weights(weights["none"], weights["other"])
+
+
 def test_a_full_standard_output_is_a_sentence(runs):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "hebmtool.cli", "info", "--runs", str(runs)]

@@ -230,9 +230,10 @@ def test_fast_takes_the_steps_of_the_level_with_least_noise_or_those_of_the_reci
     assert prior.fast_steps() == [5, 1, 0]
     with pytest.raises(UsageError, match="published chain"):
         pair("langevin")[0].fast_steps()
-    for kind in ("gaussian", "ebm"):
-        with pytest.raises(UsageError, match=f"the {kind} prior"):
-            make_prior(prior.generator, recipe.Prior(kind=kind)).fast_steps()
+    joint, gaussian = (make_prior(prior.generator, recipe.Prior(kind=kind, steps=7)) for kind in ("ebm", "gaussian"))
+    assert joint.gradients(joint.fast_steps()) == 7
+    with pytest.raises(UsageError, match="the gaussian prior"):
+        gaussian.fast_steps()
     assert set(KINDS) >= {"gaussian", "ebm", "diffusion-ebm"}
 
 
