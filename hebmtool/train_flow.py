@@ -6,20 +6,19 @@
 No encoder, and one stage.  With `data.missing` every image has pixels that no part of this ever sees.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hebmtool import checkpoint, data, flow_match, infer, inpaint, mask, metrics, picture, reconstruct
-from hebmtool.console import note, progress
+from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.flow import FlowModel
 from hebmtool.recipe import Recipe
-from hebmtool.run import Run, StopSignals
-from hebmtool.train_prior import LOSS_BOUND, learning_rate, sample_grid
-from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, save_training
+from hebmtool.run import Run
+from hebmtool.train_prior import learning_rate, sample_grid
+from hebmtool.training import HOUSEKEEPING, Ema, Updates, derive_seed, load_training, save_training
 
 KIND = FlowModel.kind
 STAGE = f"train-prior {KIND}"
@@ -75,19 +74,17 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
         step = load_training(train_path, kind, model, ema, optimizer, chains)
     run.truncate_metrics(STAGE, step)
 
-    def save() -> None:
+    def save(step: int) -> None:
         save_training(train_path, recipe, step, kind, model, ema, optimizer, chains)
         extra = {"image_shape": list(images.shape)}
         checkpoint.save(path, ema.tensors, kind=KIND, recipe=recipe, step=step, extra=extra)
 
-    def show() -> None:
+    def show(step: int) -> None:
         averaged.load_state_dict(ema.tensors)
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{KIND}-{step:07d}.png")
 
-    started, seconds_before = time.monotonic(), run.seconds(STAGE)
-    with StopSignals() as stop, progress(STAGE, config.iterations, step) as bar:
-        while step < config.iterations:
-            torch.manual_seed(derive_seed(recipe.prior_seed, STAGE, step))
+    with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = infer.as_grey(images.batch(indices), recipe.data, train=True).to(device)
             observed = None if hidden is None else ~hidden(indices).to(device)
@@ -100,37 +97,14 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
             if chains is not None:
                 chains.z[indices] = z
             loss, figures = model.loss(z, x, observed)
-            value = loss.item()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
             # Apart: the two networks share a loss, not a scale.
-            norms = [nn.utils.clip_grad_norm_(list(part.parameters()), config.clip) for part in parts]
-            if not (abs(value) < LOSS_BOUND and all(torch.isfinite(norm) for norm in norms)):  # NaN fails both
-                raise HebmError(
-                    f"training diverged at update {step + 1} (loss {value:.4g}); what {run.path} held before is kept; "
-                    "lower flow.step_size or train_prior.lr and start again, or resume"
-                )
-            optimizer.step()
-            ema.update(model, step)
-            step += 1
-
-            if step % config.log_every == 0 or step == config.iterations:
-                spread = {"z_std": z.std().item(), "grad_norm": [norm.item() for norm in norms]}
-                seconds = seconds_before + time.monotonic() - started
-                run.log(STAGE, step, loss=value, **figures, **spread, seconds=seconds)
-                bar.advance(0, f"loss {value:.3g}")
-            bar.advance()
-            if stop.requested:
-                save()
-                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
-            if step % config.sample_every == 0 and step < config.iterations:
-                show()
-            if step % config.save_every == 0 and step < config.iterations:
-                save()
-    save()
-    show()
+            norms = updates.descend(loss, optimizer, model, ema, "flow.step_size or train_prior.lr", parts)
+            if updates.to_log:
+                value = loss.item()
+                updates.log(f"loss {value:.3g}", loss=value, **figures, z_std=z.std().item(), grad_norm=norms)
+    show(updates.step)
     found = judge(averaged, run, recipe, images, test, features, hidden)
-    run.set_figure(KIND, found | {"step": step})
+    run.set_figure(KIND, found | {"step": updates.step})
     note(sentence(found))
     return found
 

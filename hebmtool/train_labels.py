@@ -3,23 +3,21 @@
 x -> u_0 ~ q(u | x) -> u_t -> log p(y | T(u_t), t)      (`hebmtool.labels`)
 """
 
-import time
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hebmtool import checkpoint, data
-from hebmtool.console import note, progress
+from hebmtool.console import note
 from hebmtool.energy import CALIBRATION_DRAWS
 from hebmtool.errors import HebmError
 from hebmtool.generator import Generator
 from hebmtool.labels import LabelEnergy, check, chosen_layers, values_of
 from hebmtool.recipe import Recipe
-from hebmtool.run import Run, StopSignals
+from hebmtool.run import Run
 from hebmtool.schedule import Schedule
 from hebmtool.train_prior import load_prior
-from hebmtool.training import Ema, derive_seed, load_training, save_training
+from hebmtool.training import Ema, Updates, derive_seed, load_training, save_training
 
 TEST_BATCH = 250
 
@@ -114,14 +112,12 @@ def _train_label(
         step = load_training(train_path, "label training", label, ema, optimizer)
     run.truncate_metrics(stage, step)
 
-    def save() -> None:
+    def save(step: int) -> None:
         save_training(train_path, recipe, step, "label training", label, ema, optimizer, origin=extra)
         checkpoint.save(path, ema.tensors, kind="label", recipe=recipe, step=step, extra=extra)
 
-    started, seconds_before = time.monotonic(), run.seconds(stage)
-    with StopSignals() as stop, progress(f"label {name}", config.label_iterations, step) as bar:
-        while step < config.label_iterations:
-            torch.manual_seed(derive_seed(recipe.prior_seed, stage, step))
+    with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save) as updates:
+        for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = data.prepare(images.batch(indices), recipe.data, recipe.generator.likelihood, train=True).to(device)
             label.energy.advance()
@@ -131,28 +127,10 @@ def _train_label(
             log_p = label.log_prob(walk, t)
             target = y[indices].to(device)
             loss = F.nll_loss(log_p, target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(label.parameters(), config.clip)
-            if not torch.isfinite(loss + norm):
-                raise HebmError(
-                    f"learning the label '{name}' diverged at update {step + 1}; what {run.path} held before is kept; "
-                    "lower train_prior.label_lr and start again"
-                )
-            optimizer.step()
-            ema.update(label, step)
-            step += 1
-            if step % config.log_every == 0 or step == config.label_iterations:
+            updates.descend(loss, optimizer, label, ema, "train_prior.label_lr")
+            if updates.to_log:
                 right = (log_p.argmax(1) == target).float().mean().item()
-                seconds = seconds_before + time.monotonic() - started
-                run.log(stage, step, loss=loss.item(), accuracy=right, seconds=seconds)
-            bar.advance()
-            if stop.requested:
-                save()
-                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
-            if step % config.save_every == 0 and step < config.label_iterations:
-                save()
-    save()
+                updates.log(loss=loss.item(), accuracy=right)
     label.load_state_dict(ema.tensors)
     label.eval()
     label.energy.settle()

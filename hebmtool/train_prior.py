@@ -5,25 +5,21 @@
 The loop is the same for every kind; what is minimised is `hebmtool.prior`'s business.
 """
 
-import time
-
 import torch
 from torch import Tensor
 
 from hebmtool import checkpoint, data, labels, metrics, picture
-from hebmtool.console import note, progress
+from hebmtool.console import note
 from hebmtool.energy import CALIBRATION_DRAWS
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.flow import FlowModel, load_flow
 from hebmtool.generator import readjust_batchnorm
 from hebmtool.prior import EBM, Noise, Prior, make_prior
 from hebmtool.recipe import Recipe, TrainPrior
-from hebmtool.run import Run, StopSignals
+from hebmtool.run import Run
 from hebmtool.train_vae import load_generator
-from hebmtool.training import HOUSEKEEPING, Ema, derive_seed, load_training, save_training
+from hebmtool.training import HOUSEKEEPING, Ema, Updates, derive_seed, load_training, save_training
 
-# Beyond this the objective has run away (HEBM's own bound).
-LOSS_BOUND = 1e15
 # How a prior is sampled, as far as learning without chains is concerned.
 SAMPLER = ("chain", "steps", "fast", "h", "theta", "persistence")
 # Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
@@ -156,19 +152,17 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer)
     run.truncate_metrics(stage, step)
 
-    def save() -> None:
+    def save(step: int) -> None:
         save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, origin=origin)
         checkpoint.save(path, ema.tensors | statistics, kind=kind, recipe=recipe, step=step, extra=origin)
 
-    def show() -> None:
+    def show(step: int) -> None:
         averaged.load_state_dict(ema.tensors)
         averaged.energy.settle()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
-    started, seconds_before = time.monotonic(), run.seconds(stage)
-    with StopSignals() as stop, progress(stage, config.iterations, step) as bar:
-        while step < config.iterations:
-            torch.manual_seed(derive_seed(recipe.prior_seed, stage, step))
+    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
             batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
             x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=True).to(device)
             with torch.no_grad():
@@ -178,38 +172,16 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
             loss, figures = prior.loss(u_0, score)
-            value = loss.item()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(prior.parameters(), config.clip)
-            if not (abs(value) < LOSS_BOUND and torch.isfinite(norm)):  # NaN fails both
-                raise HebmError(
-                    f"training diverged at update {step + 1} (loss {value:.4g}); what {run.path} held before is kept; "
-                    f"lower train_prior.lr and start again, or resume"
-                )
-            optimizer.step()
-            ema.update(prior, step)
-            step += 1
-
-            if step % config.log_every == 0 or step == config.iterations:
-                seconds = seconds_before + time.monotonic() - started
-                run.log(stage, step, loss=value, **figures, grad_norm=norm.item(), seconds=seconds)
-                bar.advance(0, f"loss {value:.3g}")
-            bar.advance()
-            if stop.requested:
-                save()
-                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
-            if step % config.sample_every == 0 and step < config.iterations:
-                show()
-            if step % config.save_every == 0 and step < config.iterations:
-                save()
-    save()
-    show()
+            [norm] = updates.descend(loss, optimizer, prior, ema, "train_prior.lr")
+            if updates.to_log:
+                value = loss.item()
+                updates.log(f"loss {value:.3g}", loss=value, **figures, grad_norm=norm)
+    show(updates.step)
     if features is None:
         note("no closure measured: set evaluate.features to a TorchScript network for images of this kind")
         return None
     closure = metrics.closure(averaged, images, test, recipe, features, recipe.evaluate.samples)
-    run.set_figure(f"closure.{kind}", closure.figures() | {"step": step})
+    run.set_figure(f"closure.{kind}", closure.figures() | {"step": updates.step})
     note(f"{kind}: {closure.sentence()}")
     return closure
 

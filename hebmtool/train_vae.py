@@ -9,22 +9,32 @@ appendix A); the spectral term is section 3.1 there.
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hebmtool import checkpoint, data, picture
-from hebmtool.console import note, progress
+from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.generator import Generator
 from hebmtool.layers import SpectralPenalty
 from hebmtool.recipe import Recipe, TrainVae
-from hebmtool.run import Run, StopSignals
-from hebmtool.training import HOUSEKEEPING, Ema, autocast, derive_seed, load_training, save_training, warm_cosine
+from hebmtool.run import Run
+from hebmtool.training import (
+    HOUSEKEEPING,
+    Ema,
+    Updates,
+    autocast,
+    derive_seed,
+    load_training,
+    save_training,
+    warm_cosine,
+)
 
 KIND = "generator"
+SHOWN = 512
+"""Test images of the bound while training."""
 
 
 def kl_weight(config: TrainVae, step: int) -> float:
@@ -120,11 +130,11 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     sizes = torch.tensor([float(math.prod(shape[1:])) for shape in generator.latent_shapes], device=device)
     extra = {"image_shape": list(images.shape)}
 
-    def save() -> None:
+    def save(step: int) -> None:
         save_training(run.generator_train_path, recipe, step, f"{KIND} training", generator, ema, optimizer, penalty)
         checkpoint.save(run.generator_path, ema.tensors, kind=KIND, recipe=recipe, step=step, extra=extra)
 
-    def evaluate(limit: int) -> Bound:
+    def show(step: int, limit: int = SHOWN) -> Bound:
         averaged.load_state_dict(ema.tensors)
         found = bound(averaged, test, recipe, limit, device)
         run.log("train-vae-test", step, **found.figures())
@@ -132,13 +142,12 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
             f"step {step}: test ELBO {found.elbo:.2f} nats, {found.bits_per_dim:.3f} bits/dim, "
             f"KL per layer (1 = bottom) {' '.join(f'{k:.1f}' for k in found.kl[::-1])}"
         )
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"generator-{step:07d}.png")
         return found
 
     generator.train()
-    started, seconds_before = time.monotonic(), run.seconds("train-vae")
-    with StopSignals() as stop, progress("train-vae", config.iterations, step) as bar:
-        while step < config.iterations:
-            torch.manual_seed(derive_seed(recipe.seed, "train-vae", step))
+    with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
             batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
             x = data.prepare(batch, recipe.data, recipe.generator.likelihood, train=True).to(device)
             for group in optimizer.param_groups:
@@ -156,46 +165,21 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
             if config.spectral_weight > 0:
                 loss = loss + config.spectral_weight * penalty()
 
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(generator.parameters(), config.clip)
-            if not torch.isfinite(norm):
-                raise HebmError(
-                    f"training diverged at update {step + 1}, loss {loss.item():.4g}, gradient norm {norm.item():.4g}; "
-                    f"what {run.path} held before is kept; lower train_vae.lr and start again, or resume"
-                )
-            optimizer.step()
-            ema.update(generator, step)
-            step += 1
-
-            if step % config.log_every == 0 or step == config.iterations:
+            [norm] = updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+            if updates.to_log:
                 elbo = (log_px - posterior.kl.sum(1)).mean().item()
-                run.log(
-                    "train-vae",
-                    step,
+                updates.log(
+                    f"ELBO {elbo:.1f}",
                     loss=loss.item(),
                     elbo=elbo,
                     bits_per_dim=generator.bits_per_dim(log_px - posterior.kl.sum(1)).mean().item(),
                     kl=kl.tolist()[::-1],
                     beta=beta,
-                    grad_norm=norm.item(),
+                    grad_norm=norm,
                     lr=optimizer.param_groups[0]["lr"],
-                    seconds=seconds_before + time.monotonic() - started,
                 )
-                bar.advance(0, f"ELBO {elbo:.1f}")
-            bar.advance()
-            if stop.requested:
-                save()
-                raise HebmError(f"stopped by {stop.signal} after update {step}; saved, continue with --resume")
-            if step % config.sample_every == 0 and step < config.iterations:
-                evaluate(limit=512)
-                picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"generator-{step:07d}.png")
-            if step % config.save_every == 0 and step < config.iterations:
-                save()
-    save()
-    found = evaluate(limit=len(test))
-    picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"generator-{step:07d}.png")
-    run.set_figure("generator", found.figures() | {"step": step, "test_images": len(test)})
+    found = show(updates.step, limit=len(test))
+    run.set_figure("generator", found.figures() | {"step": updates.step, "test_images": len(test)})
     return found
 
 

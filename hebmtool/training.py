@@ -8,18 +8,25 @@ position in the data, and resuming continues exactly.
 import ctypes
 import hashlib
 import math
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from hebmtool import checkpoint
+from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.recipe import Recipe
+from hebmtool.recipe import Recipe, TrainPrior, TrainVae
+from hebmtool.run import Run, StopSignals
 
 # Recipe keys that say when something is written, not what is computed: they may change on resuming.
 HOUSEKEEPING = ("log_every", "sample_every", "save_every")
+# A loss beyond this has run away (HEBM's own bound).
+LOSS_BOUND = 1e15
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -97,6 +104,115 @@ class Ema:
                 self.tensors[key].lerp_(value, weight)
             else:
                 self.tensors[key].copy_(value)
+
+
+class Updates:
+    """The updates that a training has still to make, and what stands between them: random numbers, the log, the bar,
+    checkpoints, pictures, and stopping on a signal.
+
+        with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
+            for step in updates:
+                loss = ...
+                updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+                if updates.to_log:
+                    updates.log(loss=loss.item())
+
+    Arguments:
+        stage: names the records in metrics.jsonl.
+        seed: torch's generators are seeded from (seed, stage, step) before every update.
+        config: says how often to log, show and save, and where gradients are clipped.
+        total, step: updates in all, and made before.
+        save: save(step) writes the checkpoints after `step` updates.
+        show: show(step) draws pictures; not called after the last update, when there is more to say.
+
+    Raises, on iterating: `HebmError` when SIGINT or SIGTERM has stopped it, after saving.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        seed: int,
+        config: TrainVae | TrainPrior,
+        total: int,
+        step: int,
+        save: Callable[[int], None],
+        show: Callable[[int], None] | None = None,
+    ):
+        self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
+        self.save, self.show = save, show
+
+    def __enter__(self) -> Self:
+        self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
+        with ExitStack() as stack:
+            self._stop = stack.enter_context(StopSignals())
+            self._bar = stack.enter_context(progress(self.stage, self.total, self.step))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._exit.close()
+
+    def __iter__(self) -> Iterator[int]:
+        every = self.config
+        while self.step < self.total:
+            torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
+            yield self.step
+            self.step += 1
+            self._bar.advance()
+            if self._stop.requested:
+                self.save(self.step)
+                raise HebmError(
+                    f"stopped by {self._stop.signal} after update {self.step}; saved, continue with --resume"
+                )
+            if self.step == self.total:
+                break
+            if self.show is not None and self.step % every.sample_every == 0:
+                self.show(self.step)
+            if self.step % every.save_every == 0:
+                self.save(self.step)
+        self.save(self.step)
+
+    def descend(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module,
+        ema: Ema,
+        knobs: str,
+        parts: Sequence[nn.Module] = (),
+    ) -> list[float]:
+        """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, or in
+        each of its `parts` when they are clipped apart.
+
+        Raises:
+            HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.config.clip
+        norms = [torch.nn.utils.clip_grad_norm_(list(p.parameters()), clip).item() for p in parts or [module]]
+        value = loss.item()
+        if not (abs(value) < LOSS_BOUND and all(map(math.isfinite, norms))):  # NaN fails both
+            raise HebmError(
+                f"training diverged at update {self.step + 1}: loss {value:.4g}, gradient norm {max(norms):.4g}; "
+                f"what {self.run.path} held before is kept; lower {knobs} and start again, or resume"
+            )
+        optimizer.step()
+        ema.update(module, self.step)
+        return norms
+
+    @property
+    def to_log(self) -> bool:
+        """Whether the update being made is one that the log tells of."""
+        made = self.step + 1
+        return made % self.config.log_every == 0 or made == self.total
+
+    def log(self, text: str | None = None, **figures: Any) -> None:
+        """Tell the log of the update being made, and write `text` beside the bar."""
+        seconds = self._before + time.monotonic() - self._started
+        self.run.log(self.stage, self.step + 1, **figures, seconds=seconds)
+        self._bar.advance(0, text)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
