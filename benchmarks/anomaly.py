@@ -36,9 +36,21 @@ def done(path: Path, iterations: int) -> bool:
     return path.is_file() and checkpoint.header(path).step >= iterations
 
 
+def same_settings(old: recipe.Recipe, new: recipe.Recipe) -> None:
+    """Raise HebmError where a run that is there was learned otherwise than is asked for now."""
+    for part in ("data", "train_vae", "train_prior"):
+        for key in ("path", "download", "iterations"):
+            if hasattr(getattr(new, part), key):
+                value = getattr(getattr(new, part), key)
+                setattr(old, part, getattr(old, part).model_copy(update={key: value}))
+    Run.check_same(old, new, ["data", "generator", "prior", "flow", "train_vae", "train_prior", "seed"])
+
+
 def trained(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
     """The run of these settings, trained as far as it is not yet."""
     run = Run(root / settings.name)
+    if run.recipe_path.is_file():
+        same_settings(run.recipe(), settings)
     if not done(run.generator_path, settings.train_vae.iterations):
         resume = run.generator_train_path.is_file()
         with Run.create(root, settings, resume) as run:

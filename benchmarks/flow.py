@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import PUBLISHED
+from anomaly import PUBLISHED, same_settings
 
 from hebmtool import checkpoint, data, infer, inpaint, mask, metrics, ood, recipe, reconstruct
 from hebmtool.console import note
@@ -43,7 +43,10 @@ def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
     settings = recipe.load(options.recipe, [*options.set, *features, *keys, f"name={name}"])
     run = Run(options.runs / name)
     path = run.prior_path(KIND)
-    if not path.is_file() or checkpoint.header(path).step < settings.train_prior.iterations:
+    finished = path.is_file() and checkpoint.header(path).step >= settings.train_prior.iterations
+    if finished:
+        same_settings(run.recipe(), settings)
+    if not finished or KIND not in run.figures():
         resume = run.prior_train_path(KIND).is_file()
         with Run.create(options.runs, settings, resume) as run:
             train_flow(settings, run, options.device, resume)
@@ -127,7 +130,7 @@ def recovery(options: argparse.Namespace) -> None:
         which = range(min(options.images, len(training)))
         originals, hidden = (
             training.batch(which),
-            mask.missing(settings.data, training.shape, len(training), settings.seed)(which),
+            mask.missing(settings.data, training, settings.seed)(which),
         )
         completed = inpaint.inpaint(infer.Inference(model, settings), originals, hidden, options.draws)
         each, of_mean = inpaint.hidden_errors(completed, originals, hidden)

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import done
+from anomaly import done, same_settings
 
-from hebmtool import data, metrics, recipe
+from hebmtool import checkpoint, data, metrics, recipe
 from hebmtool.console import note
 from hebmtool.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
 from hebmtool.prior import EBM, DiffusionEBM, Prior, Steps
@@ -53,8 +53,15 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     if not run.generator_path.is_file():
         run.path.mkdir(parents=True, exist_ok=True)
         shutil.copy(origin.recipe_path, run.recipe_path)
-        shutil.copy(origin.generator_path, run.generator_path)
-    if not done(run.prior_path(kind), settings.train_prior.iterations):
+        shutil.copy(origin.generator_path, run.path / "copying")
+        (run.path / "copying").replace(run.generator_path)
+    path = run.prior_path(kind)
+    if path.is_file():
+        old = checkpoint.recipe(path, checkpoint.header(path))
+        old.prior.fast = settings.prior.fast  # and seed 0 may have been left unsaid
+        old.train_prior.seed = old.prior_seed
+        same_settings(old, settings)
+    if not done(path, settings.train_prior.iterations):
         note(f"{settings.name}: learning the {NAMES[kind]}")
         with run.lock():
             train_prior(settings, run, options.device, run.prior_train_path(kind).is_file())

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr.  Exit status: 0 success, 1 failu
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -246,6 +247,8 @@ def sample(
     opened, trained = _open_prior(
         run, runs, prior, device, batches, readjust_temperature, flow=True, precision=precision
     )
+    if steps is not None and not trained.gradients():
+        raise UsageError(f"--steps is for Langevin steps, and a draw of the {trained.kind} prior takes none; drop it")
     steps = trained.fast_steps() if fast else steps
     if sink is None:
         name = f"{'progressive' if progressive else 'sample'}-{trained.kind}-seed{seed}.png"
@@ -723,13 +726,13 @@ def reconstruct(
     inference = Inference(trained, opened.recipe(), steps, seed)
     made, errors = reconstruction.reconstruct(inference, images)
     if sink is None:
-        sink = Sink(str(opened.samples_dir / f"reconstruct-{trained.kind}.png"), force=True)
+        sink = Sink(str(opened.samples_dir / f"reconstruct-{trained.kind}-seed{seed}.png"), force=True)
     _write(sink, made, lambda: reconstruction.figure(images, made))
     if sink.path is not None:
         for name, mse, psnr in zip(names, errors.mse.tolist(), errors.psnr.tolist(), strict=True):
             line = {"path": name, "mse": mse, "psnr": psnr if math.isfinite(psnr) else None}
             print(json.dumps(line) if as_json else f"{mse:.6f}\t{psnr:.2f}\t{name}")
-    note(f"mean MSE {errors.mse.mean():.6f}, mean PSNR {errors.psnr.mean():.2f} dB over {len(images)} images")
+    note(f"MSE {errors.mse.mean():.6f} (PSNR {errors.pooled():.2f} dB) over {len(images)} images")
     if sink.path is not None:
         note(f"{'picture' if sink.kind == 'png' else 'reconstructions'}: {sink.path}")
     if unread:
@@ -775,8 +778,9 @@ def inpaint(
 
     Latents are inferred from the visible pixels alone: by Langevin dynamics from a flow run's prior; in a hierarchical
     run by encoder and generator in turns, then Langevin dynamics on p(u) p(x_visible | T(u)), p(u) being its prior.
-    Prints a line per image: PSNR in dB on hidden pixels, averaged over completions, that of their mean, path.  Without
-    PATH the run's first test images are taken.  Examples:
+    Prints a line per image: PSNR in dB on hidden pixels, averaged over completions, that of their mean, path; with
+    --damaged, where there is nothing to compare with, none.  Without PATH the run's first test images are taken.
+    Examples:
 
         hebm inpaint face.png --mask scratch.png --damaged --out filled/
 
@@ -790,12 +794,13 @@ def inpaint(
     _check_out(out, as_json)
     sink = None if out is None else Sink(out, force=force)
     opened, trained = _open_prior(run, runs, prior, device, flow=True)
-    chosen = masks.parse(mask, trained.generator.image_shape, seed)
+    masks.parse(mask, trained.generator.image_shape)  # a wrong word is better known before reading images
     names, images, unread = _images(paths, opened, trained, n, fit)
-    hidden = chosen(range(len(images)))
+    hidden = masks.parse(mask, trained.generator.image_shape, seed, len(images))(range(len(images)))
     found = inpainting.inpaint(Inference(trained, opened.recipe(), steps, seed), images, hidden, draws)
     if sink is None:
-        sink = Sink(str(opened.samples_dir / f"inpaint-{trained.kind}.png"), force=True)
+        word = re.sub(r"[^\w.]", "-", Path(mask).stem if Path(mask).exists() else mask)
+        sink = Sink(str(opened.samples_dir / f"inpaint-{trained.kind}-{word}-seed{seed}.png"), force=True)
     _write(sink, found.completions.flatten(0, 1), lambda: inpainting.figure(images, hidden, found, damaged))
     if not damaged:
         each, mean = inpainting.hidden_errors(found, images, hidden)
@@ -807,8 +812,8 @@ def inpaint(
                 text = "\t".join(f"{value:.2f}" for value in values)
                 print(json.dumps({"path": name} | line) if as_json else f"{text}\t{name}")
         note(
-            f"hidden pixels: mean PSNR {each.psnr.mean():.2f} dB, {mean.psnr.mean():.2f} dB for the mean of "
-            f"{draws} completion{'s' * (draws > 1)}, over {len(images)} images"
+            f"hidden pixels: PSNR {each.pooled():.2f} dB, {mean.pooled():.2f} dB for the mean of {draws} "
+            f"completion{'s' * (draws > 1)}, over {len(images)} images"
         )
     if sink.path is not None:
         note(f"{'picture' if sink.kind == 'png' else 'completions'}: {sink.path}")
@@ -849,6 +854,7 @@ def _images(paths: list[str] | None, opened, trained, n: int, fit: bool):
         unread += 1
         note(f"hebm: {error}")
 
+    sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
     shape = trained.generator.image_shape
     return *reconstruct.read(_expanded(paths), opened.recipe(), shape, failed, fit), unread
 
@@ -887,10 +893,11 @@ def flow_match(
     settings = opened.recipe()
     test = data.load(settings.data, "test")
     steps = trained.config.steps if steps is None else steps
-    z = Inference(trained, settings, steps)(test.batch(range(min(n, len(test)))))[:, 0]
-    found = matching.match(trained, z)
-    path = opened.samples_dir / "flow-match.png" if sink is None else sink.path
-    checkpoint.write_bytes(path, matching.figure(trained, z, found))
+    # The recipe's seed: with as many steps and images, this is what learning ended with.
+    z = Inference(trained, settings, steps, settings.seed)(test.batch(range(min(n, len(test)))))[:, 0]
+    found = matching.match(trained, z, settings.seed)
+    path = opened.samples_dir / f"flow-match-steps{steps}.png" if sink is None else sink.path
+    checkpoint.write_bytes(path, matching.figure(trained, z, found, settings.seed))
     if as_json:
         print(json.dumps({"run": str(opened.path)} | found.figures() | {"picture": str(path)}))
     else:

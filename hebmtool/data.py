@@ -66,6 +66,8 @@ class Images:
 
     shape: (C, H, W), the same for every image.  labels: LongTensor [N], or None.  classes: the names that labels
     index, or None.  attributes: name -> BoolTensor [N].  names: the images' files, or None.
+    numbers: LongTensor [N], each image's place among the `total` of its source (files are sorted), from which a split
+    takes some, in another order.
     """
 
     def __init__(
@@ -78,8 +80,12 @@ class Images:
         classes: list[str] | None = None,
         attributes: dict[str, Tensor] | None = None,
         names: list[str] | None = None,
+        numbers: Sequence[int] | None = None,
+        total: int | None = None,
     ):
         self._n, self._read = n, read
+        self.numbers = torch.arange(n) if numbers is None else torch.as_tensor(numbers)
+        self.total = n if total is None else total
         self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
         self.attributes = attributes or {}
 
@@ -108,6 +114,8 @@ class Images:
             classes=self.classes,
             attributes={name: has[kept] for name, has in self.attributes.items()},
             names=None if self.names is None else [self.names[i] for i in kept],
+            numbers=self.numbers[kept],
+            total=self.total,
         )
 
 
@@ -402,6 +410,8 @@ def _in_memory(
         lambda indices: _fit(torch.from_numpy(np.ascontiguousarray(array[positions[indices]])), data),
         labels=None if labels is None else torch.from_numpy(labels[positions].astype(np.int64)),
         classes=classes,
+        numbers=positions,
+        total=len(array),
     )
 
 
@@ -487,6 +497,8 @@ def _folder(data: recipe.Data, split: Split) -> Images:
         data,
         labels=torch.tensor([numbers[labels[i]] for i in chosen]) if labels else None,
         classes=classes if labels else None,
+        numbers=chosen,
+        total=len(paths),
     )
 
 

@@ -147,13 +147,15 @@ def evaluate(
         command: what the user typed, for the provenance.
 
     Raises:
-        UsageError: an unknown kind, mode or split.
+        UsageError: an unknown kind, mode or split, or `parts` with `fast`.
         HebmError: nothing is trained, too few images, no feature network fits them, or no Inception.
     """
     for what, words, allowed in (("FID mode", fid, inception.MODES), ("reference split", [reference], SPLITS)):
         for word in words:
             if word not in allowed:
                 raise UsageError(f"there is no {what} '{word}'; choose from {', '.join(allowed)}")
+    if fast and parts:
+        raise UsageError("--fast samples otherwise than --diagnose and --likelihood judge; leave out either")
     run.require_generator()
     kinds = [kind] if kind else run.priors()
     for each in kinds:

@@ -105,14 +105,18 @@ def render_flow(found: dict) -> str:
     if figures:
         fd = "" if figures["fd"] is None else f"FD {figures['fd']:.3f} ({figures['features']} features), "
         lines.append(
-            f"  {fd}test reconstructions {figures['psnr']:.2f} dB (MSE {figures['mse']:.5f}), "
+            f"  {fd}test reconstructions {_decibels(figures['psnr'])} (MSE {figures['mse']:.5f}), "
             f"inferred z to prior {figures['match']['prior']:.3f} (floor {figures['match']['floor']:.3f})"
         )
         if "recovery" in figures:
-            lines.append(f"  recovered pixels {figures['recovery']['psnr']:.2f} dB")
+            lines.append(f"  recovered pixels {_decibels(figures['recovery']['psnr'])}")
         if figures["step"] != prior["step"]:
             lines.append(f"  measured at update {figures['step']}")
     return "\n".join(lines)
+
+
+def _decibels(psnr: float | None) -> str:
+    return "exact" if psnr is None else f"{psnr:.2f} dB"  # JSON has no infinity
 
 
 def render(found: dict) -> str:

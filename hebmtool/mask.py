@@ -25,12 +25,13 @@ Masks = Callable[[Sequence[int]], Tensor]
 """The masks of some images, given by their numbers: bool [n, 1, H, W], True = hidden."""
 
 
-def parse(text: str, shape: tuple[int, int, int], seed: int = 0) -> Masks:
-    """The masks that `text` names, for images of `shape` (C, H, W).
+def parse(text: str, shape: tuple[int, int, int], seed: int = 0, n: int | None = None) -> Masks:
+    """The masks that `text` names, for n images of `shape` (C, H, W).
 
     Raises:
         UsageError: an unknown word, or a share that is none.
-        HebmError: a file that cannot be read, is of another size, or hides every pixel or none.
+        HebmError: a file that cannot be read, is of another size, hides every pixel or none, or holds more than one
+            mask, but not one for each of the n images.
     """
     _, height, width = shape
     word, colon, share = text.partition(":")
@@ -44,7 +45,7 @@ def parse(text: str, shape: tuple[int, int, int], seed: int = 0) -> Masks:
             hidden[: height // 2] = True
         return _same(hidden.flip(0, 1) if word in ("right", "bottom") else hidden)
     if Path(text).exists() or text.lower().endswith((".npy", ".npz", *data.ENDINGS)):
-        return from_file(text, (height, width))
+        return from_file(text, (height, width), n)
     words = [*HALVES, *(f"{each}:{default}" for each, default in SHARES.items())]
     raise UsageError(
         f"there is no mask '{text}', nor a file of that name; give {', '.join(words)}, or a picture, .npy or .npz"
@@ -52,17 +53,29 @@ def parse(text: str, shape: tuple[int, int, int], seed: int = 0) -> Masks:
     )
 
 
-def missing(config: recipes.Data, shape: tuple[int, int, int], n: int, seed: int) -> Masks | None:
-    """The masks of a recipe's `data.missing` for its n training images; None when it is null.
+def missing(config: recipes.Data, images: data.Images, seed: int) -> Masks | None:
+    """The masks of a recipe's `data.missing` for its training images; None when it is null.
+
+    A file of many masks has one for each image of the source, in the source's order, though some of these images may be
+    held out; a folder of them has one of each image's name.
 
     Raises:
-        HebmError: as `parse`, and when there are not as many masks as images.
+        HebmError: as `parse`, and when masks and images do not go together.
     """
     if config.missing is None:
         return None
     if isinstance(config.missing, float):
-        return parse(f"random:{config.missing}", shape, seed)
-    return from_file(config.missing, shape[1:], n)
+        return parse(f"random:{config.missing}", images.shape, seed)
+    masks = from_file(config.missing, images.shape[1:], images.total)
+    if images.names and Path(config.missing).is_dir():
+        files = data.paths_in(config.missing)
+        for name, number in zip(images.names, images.numbers.tolist(), strict=True):
+            if Path(name).stem != files[number].stem:
+                raise HebmError(
+                    f"in the order of their names, the mask {files[number]} would be that of {name}; give each mask "
+                    "the name of its image"
+                )
+    return lambda indices: masks(images.numbers[[int(i) for i in indices]].tolist())
 
 
 def from_file(path: str, size: tuple[int, int], n: int | None = None) -> Masks:
@@ -70,7 +83,7 @@ def from_file(path: str, size: tuple[int, int], n: int | None = None) -> Masks:
 
     Arguments:
         size: (H, W) of the images.
-        n: how many masks a file of many must have; any number when None.
+        n: how many masks a file of more than one must have; any number when None.
 
     Raises:
         HebmError: as `parse`.
@@ -123,7 +136,9 @@ def _shared(text: str, word: str, share: str | float, height: int, width: int, s
 
     def drawn(i: int) -> Tensor:
         stream = torch.Generator().manual_seed(derive_seed(seed, "mask", i))
-        return torch.rand(1, height, width, generator=stream) < share
+        values = torch.rand(1, height, width, generator=stream)
+        # Whatever the share, there is a pixel to find and one to see.
+        return (values < share).logical_or(values == values.min()).logical_and(values < values.max())
 
     return lambda indices: torch.stack([drawn(int(i)) for i in indices])
 
@@ -134,6 +149,8 @@ def _picture(path: str | Path, size: tuple[int, int]) -> Tensor:
 
 
 def _array(path: str, size: tuple[int, int]) -> Tensor:
+    if not Path(path).is_file():
+        raise HebmError(f"the mask file {path} does not exist; check its path")
     try:
         found = np.load(path, allow_pickle=False)
         array = found if isinstance(found, np.ndarray) else found[found.files[0]]

@@ -343,6 +343,13 @@ class Recipe(Part):
             )
         if self.data.missing is not None and self.data.flip:
             raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
+        if self.prior.kind == "flow":
+            if self.flow.persistent and self.data.flip:
+                raise ValueError(
+                    "data.flip mirrors images and flow.persistent goes on with their chains; set one of them"
+                )
+            if self.train_prior.precision != "float32":
+                raise ValueError("train_prior.precision is bf16, but a flow is learned in float32; remove it")
         return self
 
 

@@ -26,6 +26,10 @@ class Errors:
     mse: Tensor
     psnr: Tensor
 
+    def pooled(self) -> float:
+        """PSNR of the mean MSE: one exact image does not make it infinite."""
+        return -10 * self.mse.mean().log10().item()
+
 
 def errors(images: Tensor, originals: Tensor, hidden: Tensor | None = None) -> Errors:
     """Of uint8 [N, C, H, W] against originals of that shape, over the hidden pixels (bool [N, 1, H, W]) or over all."""

@@ -236,6 +236,7 @@ class Subject:
 
     def __init__(self, run: Run, device: torch.device, seed: int, batch_size: int):
         self.run, self.device, self.seed, self.batch_size = run, device, seed, batch_size
+        run.require_generator()
         self.found, self.recipe = info.describe(run), run.recipe()
         self.priors: list[Prior] = []
         self.unusable: list[str] = []
@@ -245,7 +246,6 @@ class Subject:
             except HebmError as error:
                 self.unusable.append(f"The {kind} prior is left out: {error}.")
         if not self.priors:
-            run.require_generator()
             raise HebmError(f"nothing in {run.path} can be loaded: {self.unusable[0]}")
 
     @property

@@ -55,11 +55,14 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
         old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         old.flow.test_steps = recipe.flow.test_steps
         Run.check_same(old, recipe, ["data", "prior.kind", "flow", "train_prior", "seed"])
-        run.write_recipe(recipe)
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    hidden = mask.missing(recipe.data, images.shape, len(images), recipe.seed)
+    hidden = mask.missing(recipe.data, images, recipe.seed)
     data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
+    if len(test) < 2:
+        raise HebmError("judging needs at least 2 test images, and there is 1; give more, or raise data.test_fraction")
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
+    if features is not None:
+        features(test.batch([0, 1]))  # a network that does not fit is better known before training than after
 
     torch.manual_seed(derive_seed(recipe.prior_seed, KIND))
     model = FlowModel(recipe.flow, images.shape).to(device)
@@ -72,6 +75,7 @@ def train_flow(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fa
     step, kind = 0, f"{KIND} training"
     if resume:
         step = load_training(train_path, kind, model, ema, optimizer, chains)
+        run.write_recipe(recipe)
     run.truncate_metrics(STAGE, step)
 
     def save(step: int) -> None:
@@ -120,15 +124,15 @@ def judge(
 ) -> dict:
     """What a flow model reached; pictures go into the run.
 
-    fd: Fréchet distance of samples to test images; None without a feature network.  mse, psnr: of test reconstructions,
-    averaged over `images` of them.  match: `flow_match.match`.  recovery: `recover`, with `data.missing`.
+    fd: Fréchet distance of samples to test images; None without a feature network.  mse, psnr: of reconstructions of
+    `images` test images.  match: `flow_match.match`.  recovery: `recover`, with `data.missing`.
     """
     n = min(JUDGED, len(test))
     inference = infer.Inference(model, recipe, seed=recipe.seed)
     originals = test.batch(range(n))
     z = inference(originals)[:, 0]
     found = reconstruct.errors(inference.decode(z), originals)
-    result = {"fd": None, "features": None, "mse": found.mse.mean().item(), "psnr": found.psnr.mean().item()}
+    result = {"fd": None, "features": None, "mse": found.mse.mean().item(), "psnr": found.pooled()}
     result["images"] = n
     if features is not None:
         reference = features(torch.cat(list(metrics.batches(test))))
@@ -150,9 +154,9 @@ def recover(
 ) -> dict:
     """Fill the hidden pixels of training images, which have never been seen, by inference from the observed ones.
 
-    Draws run.samples_dir/recovered.png.  Returns the errors on hidden pixels, averaged over images, which say something
-    where the data hold the originals there: mse and psnr of the mean of a few draws, psnr_of_one of each; and `hidden`,
-    the share of pixels that are.
+    Draws run.samples_dir/recovered.png.  Returns the errors on hidden pixels, which say something where the data hold
+    the originals there: mse and psnr of the mean of a few draws, psnr_of_one of each; and `hidden`, the share of pixels
+    that are.
     """
     originals, masks = images.batch(which), hidden(which)
     found = inpaint.inpaint(inference, originals, masks, DRAWS)
@@ -160,8 +164,8 @@ def recover(
     picture.save(inpaint.figure(originals, masks, found, damaged=False), run.samples_dir / "recovered.png")
     return {
         "mse": of_mean.mse.mean().item(),
-        "psnr": of_mean.psnr.mean().item(),
-        "psnr_of_one": each.psnr.mean().item(),
+        "psnr": of_mean.pooled(),
+        "psnr_of_one": each.pooled(),
         "images": len(originals),
         "hidden": masks.float().mean().item(),
     }

@@ -128,6 +128,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
 
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    metrics.sizes(recipe.evaluate.samples, images, test)
     labels.check(recipe, run, whole, images, test)
     data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)

@@ -113,7 +113,6 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         old.train_vae = old.train_vae.model_copy(update={key: getattr(config, key) for key in HOUSEKEEPING})
         old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
-        run.write_recipe(recipe)
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     torch.manual_seed(derive_seed(recipe.seed, "generator"))
     generator = Generator(recipe.generator, images.shape, recipe.data.bits).to(device)
@@ -123,6 +122,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     step = 0
     if resume:
         step = load_training(run.generator_train_path, f"{KIND} training", generator, ema, optimizer, penalty)
+        run.write_recipe(recipe)
     for stage in ("train-vae", "train-vae-test"):
         run.truncate_metrics(stage, step)
 

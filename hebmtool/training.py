@@ -160,18 +160,15 @@ class Updates:
             yield self.step
             self.step += 1
             self._bar.advance()
-            if self._stop.requested:
-                self.save(self.step)
-                raise HebmError(
-                    f"stopped by {self._stop.signal} after update {self.step}; saved, continue with --resume"
-                )
-            if self.step == self.total:
+            if self._stop.requested or self.step == self.total:
                 break
             if self.show is not None and self.step % every.sample_every == 0:
                 self.show(self.step)
             if self.step % every.save_every == 0:
                 self.save(self.step)
         self.save(self.step)
+        if self._stop.requested:
+            raise HebmError(f"stopped by {self._stop.signal} after update {self.step}; saved, continue with --resume")
 
     def descend(
         self,

@@ -160,6 +160,11 @@ def test_fast_draws_as_sampling_does(run):
     assert found.provenance["steps"] == "fast" and set(values(found, "closure")) <= {"diffusion-ebm"}
 
 
+def test_fast_samples_are_not_what_diagnoses_judge(run):
+    with pytest.raises(UsageError, match="--fast"):
+        evaluate.evaluate(run, CPU, fast=True, parts=("likelihood",))
+
+
 def test_what_diagnoses_a_prior_is_judged_with_it(run, monkeypatch):
     """The likelihood of each prior, the Gaussian one's said once; its own tests are in test_diagnose.py."""
     found = evaluate.evaluate(run, CPU, parts=("likelihood",)).figures

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -374,7 +375,9 @@ def one_sentence(err):
         (["hier-sample", "--layer", "1"], 1, "layers of a hierarchical generator"),
         (["controllable", "--class", "3"], 1, "layers of a hierarchical generator"),
         (["evaluate"], 1, "layers of a hierarchical generator"),
+        (["report"], 1, "layers of a hierarchical generator"),
         (["sample", "--prior", "ebm"], 1, "has no 'ebm' prior"),
+        (["sample", "--steps", "5"], 2, "takes none"),
         (["sample", "--readjust-bn"], 2, "has none"),
         (["ood-score", "x.png", "--score", "llr"], 2, "posterior"),
         (["ood-score", "x.png", "--scheme", "diffusion"], 2, "inference"),
@@ -385,15 +388,38 @@ def one_sentence(err):
         (["train-prior", "digits", "--set", "data.missing=0.5"], 2, "prior.kind flow"),
         (["train-prior", "digits-flow", "--set", "data.missing=1.5"], 2, "above 0 and below 1"),
         (["train-prior", "digits-flow", "--set", "data.missing=0.5", "--set", "data.flip=true"], 2, "data.flip"),
-        (["train-prior", "digits-flow", "--set", "name=n", "--set", "data.missing=no.npy"], 1, "no.npy"),
+        (["train-prior", "digits-flow", "--set", "flow.persistent=true", "--set", "data.flip=true"], 2, "data.flip"),
+        (["train-prior", "digits-flow", "--set", "train_prior.precision=bf16"], 2, "train_prior.precision"),
+        (["train-prior", "digits-flow", "--set", "name=n", "--set", "data.missing=no.npy"], 1, "no.npy does not exist"),
+        (["train-prior", "digits-flow", "--set", "name=n", "--set", "data.test_fraction=0.0003"], 1, "test images"),
         (["train-prior", "digits-flow", "--set", "flow.coupling=splines"], 2, "did you mean 'spline'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(hebm, runs, arguments, status, words):
     target = [] if arguments[0].startswith("train") else ["--run", "digits-flow"]
-    target = ["digits-flow"] if arguments[0] == "evaluate" else target
+    target = ["digits-flow"] if arguments[0] in ("evaluate", "report") else target
     found, out, err = hebm(*arguments, *target, "--runs", runs)
     assert found == status and words in one_sentence(err) and out == ""
+
+
+def test_a_resume_that_fails_leaves_the_recipe(hebm, runs, tmp_path):
+    shutil.copytree(runs / "digits-flow", tmp_path / "digits-flow")
+    before = (tmp_path / "digits-flow/recipe.yaml").read_text()
+    train_path = tmp_path / "digits-flow/prior-flow.train.safetensors"
+    train_path.write_bytes(train_path.read_bytes()[:-100])
+    more = ("--resume", "--set", "train_prior.log_every=7", "--runs", tmp_path)
+    status, _, err = hebm("train-prior", "digits-flow", *TINY, *more)
+    assert status == 1 and "prior-flow.train" in one_sentence(err)
+    assert (tmp_path / "digits-flow/recipe.yaml").read_text() == before
+
+
+def test_features_that_do_not_fit_are_known_before_training(tmp_path):
+    from hebmtool.errors import HebmError
+
+    torch.jit.trace(torch.nn.Linear(5, 3), torch.zeros(1, 5)).save(tmp_path / "features.pt")
+    with pytest.raises(HebmError, match=r"features\.pt"):
+        train(tmp_path, 4, f"evaluate.features={tmp_path / 'features.pt'}")
+    assert not list((tmp_path / "digits-flow").glob("*.safetensors"))
 
 
 def test_divergence_is_said_and_keeps_what_was_there(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hebmtool import infer, inpaint, mask, recipe, reconstruct
+from hebmtool import data, infer, inpaint, mask, recipe, reconstruct
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.infer import Inference
 from hebmtool.prior import make_prior
@@ -21,8 +21,6 @@ SHAPE = (1, 8, 8)
 
 
 def digits(n=4):
-    from hebmtool import data
-
     return data.load(recipe.Data(), "test").batch(range(n))
 
 
@@ -107,10 +105,55 @@ def test_words_that_are_no_masks(text, words):
 def test_missing_needs_as_many_masks_as_images(tmp_path):
     np.save(tmp_path / "m.npy", np.stack([np.eye(8)] * 3))
     config = recipe.Data(missing=str(tmp_path / "m.npy"))
-    assert mask.missing(config, SHAPE, 3, 0)([2]).sum() == 8
+
+    def images(n):
+        return data.Images(n, SHAPE, lambda indices: torch.zeros(len(indices), *SHAPE, dtype=torch.uint8))
+
+    assert mask.missing(config, images(3), 0)([2]).sum() == 8
     with pytest.raises(HebmError, match="holds 3 masks for 4 images"):
-        mask.missing(config, SHAPE, 4, 0)
-    assert mask.missing(recipe.Data(), SHAPE, 4, 0) is None
+        mask.missing(config, images(4), 0)
+    assert mask.missing(recipe.Data(), images(4), 0) is None
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("source", ["folder", "array"])
+def test_every_image_meets_its_own_mask(tmp_path, source, split):
+    """Image i is of grey 10 i and its mask hides i + 1 pixels, whatever a split takes and shuffles."""
+    pixels = np.stack([np.full((8, 8), 10 * i, dtype=np.uint8) for i in range(12)])
+    masks = np.stack([np.arange(64).reshape(8, 8) <= i for i in range(12)])
+    if source == "array":
+        np.savez(tmp_path / "x.npz", **({"x_train": pixels, "x_test": pixels} if split else {"x": pixels}))
+        np.save(tmp_path / "m.npy", masks)
+        where, path = "x.npz", "m.npy"
+    else:
+        for folder in ("m", "x/train", "x/test") if split else ("m", "x"):
+            (tmp_path / folder).mkdir(parents=True)
+            for i in range(12):
+                array = 255 * masks[i].astype(np.uint8) if folder == "m" else pixels[i]
+                Image.fromarray(array).save(tmp_path / folder / f"{i:02d}.png")
+        where, path = "x", "m"
+    config = recipe.Data(source=source, path=str(tmp_path / where), missing=str(tmp_path / path), limit=7)
+    images = data.load(config, "train")
+    hidden = mask.missing(config, images, 0)
+    assert len(images) == 7
+    order = [6, 0, 3]
+    assert torch.equal(hidden(order).sum((1, 2, 3)), images.batch(order)[:, 0, 0, 0].long() // 10 + 1)
+
+
+def test_a_mask_under_another_name_is_refused(tmp_path):
+    for folder, names in (("x", "abcd"), ("m", "efgh")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
+    config = recipe.Data(source="folder", path=str(tmp_path / "x"), missing=str(tmp_path / "m"))
+    with pytest.raises(HebmError, match=r"[efgh]\.png would be that of .*[abcd]\.png; give each mask the name"):
+        mask.missing(config, data.load(config, "train"), 0)
+
+
+@pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
+def test_a_random_mask_hides_something_and_shows_something(share):
+    found = mask.parse(f"random:{share}", SHAPE)(range(20)).flatten(1).sum(1)
+    assert found.min() >= 1 and found.max() <= 63
 
 
 # Inference on a hierarchy
@@ -250,7 +293,7 @@ def test_reconstruct_command(hebm, runs, name, tmp_path):
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[2] for line in lines] == [f"{tmp_path / 'x.npy'}#{i}" for i in range(5)]
     assert all(float(b) == pytest.approx(-10 * math.log10(float(a)), abs=0.02) for a, b, _ in lines)
-    assert Image.open(tmp_path / "r.png").size[0] > 5 * 48 and "mean MSE" in err
+    assert Image.open(tmp_path / "r.png").size[0] > 5 * 48 and "over 5 images" in err
     status, out, err = hebm("reconstruct", *at, "-n", 3, "--json", "--steps", 2, "--out", tmp_path / "folder")
     assert status == 0, err
     found = [json.loads(line) for line in out.splitlines()]
@@ -291,13 +334,17 @@ def test_bad_input_is_said_in_a_sentence(hebm, runs, tmp_path):
         (["inpaint", ok, "--mask", tmp_path / "wide.npy"], 1, "is 10x10 pixels, but the images are 8x8"),
         (["inpaint", ok, "--mask", tmp_path / "all.npy"], 1, "hides every pixel"),
         (["inpaint", ok, "--mask", "centr"], 2, "did you mean 'center'"),
-        (["inpaint", ok, ok, ok, "--mask", tmp_path / "two.npy"], 1, "holds 2 masks, and there are more images"),
+        (["inpaint", ok, ok, ok, "--mask", tmp_path / "two.npy"], 1, "holds 2 masks for 3 images"),
         (["inpaint", ok, "--mask", tmp_path / "no.png"], 1, "does not exist"),
         (["reconstruct", ok, "--out", tmp_path / "x.jpg"], 2, "--out"),
         (["reconstruct", ok, "--out", "-", "--json"], 2, "standard output"),
     ):
         status, out, err = hebm(*arguments, *at)
         assert status == expected and words in err and out == "" and len(err.strip().splitlines()) == 1, err
+    # A file that is passed over must not move the masks of those after it.
+    (tmp_path / "broken.png").write_text("no image")
+    status, out, err = hebm("inpaint", ok, tmp_path / "broken.png", "--mask", tmp_path / "two.npy", *at)
+    assert status == 1 and "holds 2 masks for 1 images" in err and out == ""
     for file, words in (("big.png", "9x8 grey, and the run's images are 8x8 grey"), ("rgb.png", "8x8 RGB")):
         # What does not fit is named and passed over, like what cannot be read.
         status, out, err = hebm("reconstruct", ok, tmp_path / file, *at)
