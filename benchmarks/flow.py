@@ -31,6 +31,13 @@ from hebmtool.run import Run
 from hebmtool.train_flow import KIND, train_flow
 from hebmtool.training import pick_device
 
+RECOVER = [
+    *("data.limit=10000", "flow.persistent=true", "flow.steps=5", "train_prior.batch_size=128"),
+    *("train_prior.iterations=4000", "train_prior.lr_decay=0.95"),
+    *("flow.latent=48", "flow.width=32", "flow.sigma=0.15", "flow.step_size=0.055"),
+]
+"""Fifty short visits to every image, its chain going on, in place of one long one: where only its own visible pixels
+tell of an image, it is worth coming back."""
 ANOMALY = ["flow.latent=8", "evaluate.samples=200"]
 """A latent that is no larger than the digits learned need: what it cannot draw is the anomaly."""
 
@@ -124,7 +131,7 @@ def recovery(options: argparse.Namespace) -> None:
         raise HebmError("the comparison needs scikit-image; install it with pip install scikit-image") from None
     rows = []
     for share in (0.5, 0.7):
-        run = trained(options, f"mnist-missing-{share}", f"data.missing={share}")
+        run = trained(options, f"mnist-missing-{share}", *RECOVER, f"data.missing={share}")
         model, settings = load_flow(run, options.device), run.recipe()
         training = data.load(settings.data, "train")
         which = range(min(options.images, len(training)))
