@@ -22,7 +22,7 @@ from hebmtool.console import note
 from hebmtool.run import Run
 from hebmtool.train_prior import load_prior, train_prior
 from hebmtool.train_vae import train_vae
-from hebmtool.training import pick_device
+from hebmtool.training import HOUSEKEEPING, pick_device
 
 PUBLISHED = {
     "VAE": {1: 0.063, 4: 0.337, 5: 0.325, 7: 0.148, 9: 0.104},
@@ -39,7 +39,7 @@ def done(path: Path, iterations: int) -> bool:
 def same_settings(old: recipe.Recipe, new: recipe.Recipe) -> None:
     """Raise HebmError where a run that is there was learned otherwise than is asked for now."""
     for part in ("data", "train_vae", "train_prior"):
-        for key in ("path", "download", "iterations"):
+        for key in ("path", "download", "iterations", *HOUSEKEEPING):
             if hasattr(getattr(new, part), key):
                 value = getattr(getattr(new, part), key)
                 setattr(old, part, getattr(old, part).model_copy(update={key: value}))
