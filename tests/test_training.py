@@ -44,11 +44,11 @@ def test_what_stands_between_updates(tmp_path):
 @pytest.mark.parametrize("at", [2, 6])
 def test_a_signal_stops_after_the_update_it_came_in_and_after_saving(tmp_path, at):
     calls = []
-    with pytest.raises(HebmError, match=f"stopped by SIGTERM after update {at + 1}; saved"):
-        with updates(Run(tmp_path), calls) as these:
-            for step in these:
-                if step == at:
-                    os.kill(os.getpid(), signal.SIGTERM)
+    said = f"stopped by SIGTERM after update {at + 1}; saved"
+    with pytest.raises(HebmError, match=said), updates(Run(tmp_path), calls) as these:
+        for step in these:
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
     assert calls[-1] == ("save", at + 1) and calls.count(("save", at + 1)) == 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
