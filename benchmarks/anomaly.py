@@ -46,19 +46,31 @@ def same_settings(old: recipe.Recipe, new: recipe.Recipe) -> None:
     Run.check_same(old, new, ["data", "generator", "prior", "flow", "train_vae", "train_prior", "seed"])
 
 
+def stage_one(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
+    """The run of these settings, its generator trained as far as it is not yet."""
+    run = Run(root / settings.name)
+    if not done(run.generator_path, settings.train_vae.iterations):
+        resume = run.generator_train_path.is_file()
+        with Run.create(root, settings, resume) as run:
+            train_vae(settings, run, device, resume)
+    return run
+
+
+def stage_two(settings: recipe.Recipe, run: Run, device: torch.device) -> None:
+    """Train the prior of these settings on the run's generator, as far as it is not yet."""
+    kind = settings.prior.kind
+    if not done(run.prior_path(kind), settings.train_prior.iterations):
+        with run.lock():
+            train_prior(settings, run, device, run.prior_train_path(kind).is_file())
+
+
 def trained(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
     """The run of these settings, trained as far as it is not yet."""
     run = Run(root / settings.name)
     if run.recipe_path.is_file():
         same_settings(run.recipe(), settings)
-    if not done(run.generator_path, settings.train_vae.iterations):
-        resume = run.generator_train_path.is_file()
-        with Run.create(root, settings, resume) as run:
-            train_vae(settings, run, device, resume)
-    kind = settings.prior.kind
-    if not done(run.prior_path(kind), settings.train_prior.iterations):
-        with run.lock():
-            train_prior(settings, run, device, run.prior_train_path(kind).is_file())
+    run = stage_one(settings, root, device)
+    stage_two(settings, run, device)
     return run
 
 

@@ -62,7 +62,7 @@ def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
 
 def table(*rows: list[str]) -> None:
     for i, row in enumerate(rows):
-        print("| " + " | ".join(row) + " |")
+        print("| " + " | ".join(row) + " |", flush=True)
         if i == 0:
             print("|---" * len(row) + "|")
 
@@ -117,7 +117,7 @@ def inpainting(options: argparse.Namespace) -> None:
             reconstruct.errors(fill, images, hidden)
             for fill in (mean.expand_as(images), nearest(training, images, hidden))
         )
-        psnr = [decibels(errors.mse.mean().item()) for errors in (filled, near, each, of_mean)]
+        psnr = [errors.pooled() for errors in (filled, near, each, of_mean)]
         rows.append([word, *(f"{value:.2f}" for value in psnr), f"{psnr[3] - psnr[0]:+.2f}"])
     heads = ["hidden", "mean image", f"{NEIGHBOURS} nearest", "one completion", f"mean of {options.draws}", "gain, dB"]
     table(heads, *rows)
@@ -147,7 +147,7 @@ def recovery(options: argparse.Namespace) -> None:
         ]
         smooth = torch.from_numpy(np.stack(smooth)).clamp(0, 1).mul(255).round().to(torch.uint8)[:, None]
         errors = reconstruct.errors(smooth, originals, hidden)
-        psnr = [decibels(found.mse.mean().item()) for found in (errors, each, of_mean)]
+        psnr = [found.pooled() for found in (errors, each, of_mean)]
         rows.append([f"{share:.0%}", *(f"{value:.2f}" for value in psnr), f"{psnr[2] - psnr[0]:+.2f}"])
     table(["missing", "biharmonic", "one draw", f"mean of {options.draws}", "gain, dB"], *rows)
     note(f"PSNR (dB) on missing pixels, pooled over the first {len(which)} training images")

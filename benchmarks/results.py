@@ -23,16 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import done, same_settings
+from anomaly import same_settings, stage_one, stage_two
+from flow import table
 
 from hebmtool import checkpoint, data, metrics, recipe
 from hebmtool.console import note
 from hebmtool.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
 from hebmtool.prior import EBM, DiffusionEBM, Prior, Steps
 from hebmtool.run import Run
-from hebmtool.sample import sample
-from hebmtool.train_prior import load_prior, train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool.train_prior import load_prior
 from hebmtool.training import pick_device
 
 NAMES = {"gaussian": "Gaussian", EBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
@@ -45,11 +44,8 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     base = recipe.load(options.recipe, options.set)
     keys = (*options.set, *keys, f"prior.kind={kind}", f"evaluate.samples={TRAINED_WITH}")
     settings = recipe.load(options.recipe, [*keys, f"name={base.name}{variant}"])
-    origin, run = Run(options.runs / base.name), Run(options.runs / settings.name)
-    if not done(origin.generator_path, base.train_vae.iterations):
-        resume = origin.generator_train_path.is_file()
-        with Run.create(options.runs, base, resume) as origin:
-            train_vae(base, origin, options.device, resume)
+    settings.train_prior.seed = settings.prior_seed  # said or not, it is the same
+    origin, run = stage_one(base, options.runs, options.device), Run(options.runs / settings.name)
     if not run.generator_path.is_file():
         run.path.mkdir(parents=True, exist_ok=True)
         shutil.copy(origin.recipe_path, run.recipe_path)
@@ -58,21 +54,12 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     path = run.prior_path(kind)
     if path.is_file():
         old = checkpoint.recipe(path, checkpoint.header(path))
-        old.prior.fast = settings.prior.fast  # and seed 0 may have been left unsaid
+        old.prior.fast = settings.prior.fast
         old.train_prior.seed = old.prior_seed
         same_settings(old, settings)
-    if not done(path, settings.train_prior.iterations):
-        note(f"{settings.name}: learning the {NAMES[kind]}")
-        with run.lock():
-            train_prior(settings, run, options.device, run.prior_train_path(kind).is_file())
+    note(f"{settings.name}: {NAMES[kind]}")
+    stage_two(settings, run, options.device)
     return run
-
-
-def table(*rows: Sequence[str]) -> None:
-    for i, row in enumerate(rows):
-        print("| " + " | ".join(row) + " |", flush=True)
-        if i == 0:
-            print("|---" * len(row) + "|")
 
 
 def spread(values: Sequence[float], error: float | None, places: int) -> str:
@@ -135,7 +122,7 @@ class Judge:
         self.bounds = self.features(self.draw(gaussian)), self.features(reconstructed)
 
     def draw(self, prior: Prior, steps: Steps = None) -> torch.Tensor:
-        return torch.cat(list(sample(prior, self.n, metrics.draw_seed(self.recipe), metrics.BATCH, steps=steps)))
+        return metrics.prior_images(prior, self.n, metrics.draw_seed(self.recipe), steps)
 
     def row(self, prior: Prior, steps: Steps) -> list[str]:
         """Gradients, FD, closure, seconds per 1000 images."""

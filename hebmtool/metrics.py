@@ -28,7 +28,7 @@ from torch import Tensor
 from hebmtool import checkpoint, data, embedded, picture
 from hebmtool.errors import HebmError
 from hebmtool.generator import Generator
-from hebmtool.prior import Prior, make_prior
+from hebmtool.prior import Prior, Steps, make_prior
 from hebmtool.recipe import Recipe
 from hebmtool.sample import sample
 from hebmtool.training import derive_seed
@@ -242,7 +242,7 @@ class Closure:
         )
 
 
-def prior_images(prior: Prior, n: int, seed: int, steps: int | None = None) -> Tensor:
+def prior_images(prior: Prior, n: int, seed: int, steps: Steps = None) -> Tensor:
     """`n` mean images drawn from the prior, uint8 [n, C, H, W]; image i is the same whatever `n`."""
     return torch.cat(list(sample(prior, n, seed, BATCH, steps=steps)))
 
