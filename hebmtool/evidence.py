@@ -108,11 +108,11 @@ def weigh(prior: Prior, images: data.Images, recipe: Recipe, n: int, draws: int,
             log_px, log_ratio, tilt, kl, u = [], [], [], 0.0, None
             for _ in range(draws):
                 posterior = generator.posterior(x, noise())
-                flat = generator.join(posterior.walk.u)
+                flat = generator.latents(posterior.walk)
                 u = flat if u is None else u
                 log_px.append(generator.likelihood.log_prob(generator.decode(posterior.walk), x))
                 log_ratio.append(posterior.log_ratio.sum(1))
-                tilt.append(G(flat))
+                tilt.append(G(flat) + (generator.whitening_ratio(flat).sum(1) if isinstance(prior, EBM) else 0))
                 kl = kl + posterior.kl.double() / draws
             parts.append([torch.stack(p, 1).double().cpu() for p in (log_px, log_ratio, tilt)] + [kl.cpu(), u])
             bar.advance(len(indices))

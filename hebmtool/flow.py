@@ -24,7 +24,7 @@ from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 from hebmtool import checkpoint
 from hebmtool import recipe as recipes
 from hebmtool.generator import TopDown
-from hebmtool.prior import HeldStages, Noise, Prior
+from hebmtool.prior import HeldStages, Noise, Prior, log_standard_normal
 from hebmtool.run import Run
 from hebmtool.short_run import short_run
 
@@ -131,7 +131,7 @@ class FlowModel(Prior):
     def log_density(self, u: Tensor, walk: TopDown | None = None) -> Tensor:
         """log p(z), normalised, [N] nats."""
         z_0, ladj = self.to_base(u)
-        return super().log_density(z_0) + ladj
+        return log_standard_normal(z_0) + ladj
 
     def trajectory(
         self, noise: Noise, steps: int | None = None, temperature: float = 1.0, held: HeldStages | None = None

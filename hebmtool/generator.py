@@ -11,6 +11,10 @@ layers' maps one after another, top first; `split` gives the views [N, Z, h, w].
 Everything that draws or reads latents (T, T^-1, the posterior, sampling) is the same walk down the tower,
 `top_down`, and differs only in how z_i is chosen once mu_i and sigma_i are known.
 
+A generator may be whitened for a prior: what goes in and comes out as flat u is then w of u = m + A w, in which the
+aggregate posterior has mean 0 and covariance I.  Everything said of u and T holds for w and the bijection w -> z; the
+walks go on holding the residuals u_i themselves.
+
 The architecture is NVAE's (Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898).
 """
 
@@ -67,6 +71,37 @@ class Posterior:
     log_ratio: Tensor
 
 
+class Whitening(nn.Module):
+    """The affine map u = m + A w.
+
+    A is lower triangular, top layer first, so that a layer's u depends on its own w and on those of layers above, as z
+    does on u: layers can be held and drawn again in w as they can in u.
+
+    Arguments:
+        mean: m, [D].
+        factor: A, [D, D], lower triangular with a positive diagonal.
+    """
+
+    def __init__(self, mean: Tensor, factor: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("factor", factor)
+
+    def to_u(self, w: Tensor) -> Tensor:
+        """[N, d] -> [N, d], the first d <= D dimensions."""
+        d = w.shape[1]
+        return self.mean[:d] + w @ self.factor[:d, :d].T
+
+    def to_w(self, u: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        return torch.linalg.solve_triangular(self.factor, (u - self.mean).T, upper=False).T
+
+    @property
+    def log_scale(self) -> Tensor:
+        """log |du_i / dw_i| of every dimension, [D]."""
+        return self.factor.diagonal().log()
+
+
 class EncoderLayer(nn.Module):
     """One layer's share of the bottom-up tower, and its posterior's head."""
 
@@ -108,6 +143,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.image_shape, self.bits = config, tuple(image_shape), bits
         self.precision = "float32"  # of a frozen one's states and weights
+        self.whitening: Whitening | None = None
         self.likelihood = make_likelihood(config.likelihood, config.mixtures, bits)
         channels, height, width = image_shape
         factor = 2 ** (config.scales - 1 + config.preprocess_blocks)
@@ -246,7 +282,7 @@ class Generator(nn.Module):
             u: [N, D], or only as many of the top layers as `layers` asks for.
             layers: walk only this many layers from the top; all of them by default.  Pixels are never computed.
         """
-        maps = self.split(u)
+        maps = self.split(self._residuals(u))
         depth = self.L if layers is None else layers
         return self._walk(lambda l, s, raw, mu, sigma: (mu + sigma * maps[l], maps[l]), len(u), depth)
 
@@ -258,7 +294,7 @@ class Generator(nn.Module):
         """u = T^-1(z).  [N, D] -> [N, D]."""
         maps = self.split(z)
         walk = self._walk(lambda l, s, raw, mu, sigma: (maps[l], (maps[l] - mu) / sigma), len(z), self.L)
-        return self.join(walk.u)
+        return self.latents(walk)
 
     def decode(self, walk: TopDown) -> Tensor:
         """Parameters of p(x | z), [N, P, H, W], from a whole walk."""
@@ -337,7 +373,7 @@ class Generator(nn.Module):
             seen = self._bottom_up(x)
         with torch.enable_grad():
             u = u.detach().requires_grad_(True)
-            maps, log_q = self.split(u), []
+            maps, log_q = self.split(self._residuals(u)), []
 
             def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
                 z = mu + sigma * maps[l]
@@ -350,7 +386,35 @@ class Generator(nn.Module):
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """u = T^-1(z) for z ~ q(z | x).  [N, C, H, W] -> [N, D]."""
-        return self.join(self.posterior(x, noise).walk.u)
+        return self.latents(self.posterior(x, noise).walk)
+
+    # Whitened latents -----------------------------------------------------------------------------------------------
+
+    def whiten(self, whitening: Whitening) -> "Generator":
+        """Take w for u from here on, in place; returns this generator, which has to be frozen."""
+        if not self.is_frozen:
+            raise ValueError("only a frozen generator can be whitened: training needs the latents it has")
+        self.whitening = whitening.to(self.constant.device)
+        return self
+
+    def _residuals(self, u: Tensor) -> Tensor:
+        return u if self.whitening is None else self.whitening.to_u(u)
+
+    def latents(self, walk: TopDown) -> Tensor:
+        """u of a whole walk, [N, D]."""
+        return self.whitened(self.join(walk.u))
+
+    def whitened(self, residuals: Tensor) -> Tensor:
+        """u for residuals [N, D], such as draws of N(0, I), this generator's own prior."""
+        return residuals if self.whitening is None else self.whitening.to_w(residuals)
+
+    def whitening_ratio(self, u: Tensor) -> Tensor:
+        """What whitening alone knows, by layer: log of N(0, I) in w over N(0, I) in the residuals, densities of one law
+        over the other's in the same coordinates.  u: [N, D] -> [N, L] nats, top first; 0 where nothing is whitened."""
+        if self.whitening is None:
+            return u.new_zeros(len(u), self.L)
+        terms = 0.5 * (self._residuals(u).square() - u.square()) - self.whitening.log_scale
+        return torch.stack([terms[:, s].sum(1) for s in self.slices], dim=1)
 
     # Use ------------------------------------------------------------------------------------------------------------
 

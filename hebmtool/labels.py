@@ -121,6 +121,11 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
                 "again with `hebm train-prior --finetune`"
             )
         prior = checkpoint.recipe(path, header).prior
+        if prior.whiten != (generator.whitening is not None):
+            raise HebmError(
+                f"{path} was learned with prior.whiten {str(prior.whiten).lower()}, but the prior was not; move it "
+                "away and train it again with `hebm train-prior --finetune`"
+            )
         chosen = chosen_layers(generator, prior.label_layers)
         values, levels = header.extra["values"], prior.levels
         label = LabelEnergy(header.extra["label"], values, levels, generator, prior.energy, chosen)

@@ -135,7 +135,7 @@ class Scorer:
             x = self._read(images, codes, draw)
             posterior = generator.posterior(x, noise())
             if self.score == "energy":
-                found = self._energy(generator.join(posterior.walk.u), noise, cuts)
+                found = self._energy(generator.latents(posterior.walk), noise, cuts)
             else:
                 found = self._bound(x, posterior, noise, cuts)
             total += found.double().cpu()
@@ -160,6 +160,7 @@ class Scorer:
             *_, u = self.prior.descend(u, self.level, noise)
         L = self.prior.generator.L
         f = self.prior.energies(u, layers=L - min(cuts))
+        f = f + self.prior.generator.whitening_ratio(u)[:, : f.shape[1]]
         return torch.stack([f[:, : L - k].sum(1) for k in cuts], dim=1)
 
     def _bound(self, x: Tensor, posterior: Posterior, noise: Noise, cuts: Sequence[int]) -> Tensor:
@@ -170,7 +171,8 @@ class Scorer:
             used = generator.L - k  # layers, from the top
             held = generator.slices[used - 1].stop
             # Under p(z_{<=k} | z_{>k}) the layers below the cut are standard normal in u.
-            walk = generator.top_down(torch.cat([u[:, :held], e[:, held:]], dim=1)) if k else posterior.walk
+            drawn = generator.whitened(torch.cat([u[:, :held], e[:, held:]], dim=1))
+            walk = generator.top_down(drawn) if k else posterior.walk
             return generator.likelihood.log_prob(generator.decode(walk), x) - posterior.kl[:, :used].sum(1)
 
         found = torch.stack([L_above(k) for k in cuts], dim=1)
@@ -218,7 +220,7 @@ def blind_cut(scorer: Scorer, held_out: Tensor) -> tuple[int, list[float]]:
     drawn = []
     for indices in torch.arange(len(held_out)).split(BATCH):
         noise = Noise(seed, indices.tolist(), generator.D, generator.constant.device)
-        drawn.append(picture.to_uint8(generator.images(noise())))
+        drawn.append(picture.to_uint8(generator.images(generator.whitened(noise()))))
     inside, outside = in_batches(scorer, held_out), in_batches(scorer, torch.cat(drawn))
     found = [figures_of_merit(a, b)["auroc"] for a, b in zip(inside.T, outside.T, strict=True)]
     return scorer.cuts[int(np.argmax(found))], found

@@ -65,8 +65,13 @@ Condition = Callable[[TopDown, Tensor], Tensor]
 """What a condition on a label adds to F: (walk, t [N]) -> [N] (`hebmtool.labels.Condition`)."""
 
 
+def log_standard_normal(u: Tensor) -> Tensor:
+    """log N(u; 0, I), [N, D] -> [N] nats."""
+    return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
+
+
 class Prior(nn.Module):
-    """A prior over u.  This class itself is the Gaussian one, which needs no training.
+    """A prior over u.  This class itself is the Gaussian one, the generator's own, which needs no training.
 
     Arguments:
         generator: frozen; energies read T(u) through it.  It is not a submodule: a prior's checkpoint is its own.
@@ -97,7 +102,7 @@ class Prior(nn.Module):
             temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
             held: coordinates that follow another trajectory instead, stage by stage.
         """
-        yield hold(temperature * noise(), at(held, 0))
+        yield hold(self.generator.whitened(temperature * noise()), at(held, 0))
 
     def stages(self, u_0: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
         """A trajectory that ends in the given u_0 [N, D], as `trajectory` would have yielded it: what to hold on to
@@ -141,7 +146,7 @@ class Prior(nn.Module):
         Arguments:
             walk: that of u down the tower, where it is known already.
         """
-        return -0.5 * u.square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
+        return log_standard_normal(u) - self.generator.whitening_ratio(u).sum(1)
 
     def loss(self, u_0: Tensor, score: Tensor | None = None) -> tuple[Tensor, dict]:
         """What stage two minimises, and figures worth logging.
@@ -350,7 +355,7 @@ class EBM(Prior):
 
     def log_density(self, u: Tensor, walk: TopDown | None = None) -> Tensor:
         t = torch.zeros(len(u), dtype=torch.long, device=u.device)
-        return self.F(u, walk=walk) / self.scale(t) + super().log_density(u)
+        return self.F(u, walk=walk) / self.scale(t) + log_standard_normal(u)
 
 
 class DiffusionEBM(EBM):

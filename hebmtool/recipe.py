@@ -215,6 +215,11 @@ class Prior(Part):
         "recovery",
         description="recovery likelihood, (conditional) noise-contrastive estimation, or denoising score matching",
     )
+    whiten: bool = Field(
+        False,
+        description="take the posterior's mean and covariance out of u first, so that F learns what a Gaussian cannot "
+        "know; for up to 16,384 latent dimensions",
+    )
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
     margin: float = Field(
         0.0,

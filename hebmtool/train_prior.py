@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hebmtool import checkpoint, data, labels, metrics, picture
-from hebmtool.console import note
+from hebmtool.console import note, progress
 from hebmtool.energy import CALIBRATION_DRAWS
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.flow import FlowModel, load_flow
-from hebmtool.generator import readjust_batchnorm
+from hebmtool.generator import Generator, Whitening, readjust_batchnorm
 from hebmtool.prior import EBM, Noise, Prior, make_prior
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import Run
@@ -22,8 +22,10 @@ from hebmtool.training import HOUSEKEEPING, Ema, Updates, derive_seed, load_trai
 
 # How a prior is sampled, as far as learning without chains is concerned.
 SAMPLER = ("chain", "steps", "fast", "h", "theta", "persistence")
-# Prefix, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it.
-STATISTICS = "generator."
+# Prefixes, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it, and of
+# the whitening of its latents.
+STATISTICS, WHITENING = "generator.", "whitening."
+MOST_WHITENED = 16_384  # dimensions: their covariance in double precision takes 2 GiB
 
 
 def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
@@ -57,7 +59,7 @@ def load_prior(
             raise UsageError("--readjust-bn is for BatchNorms, and a flow model has none; drop it")
         return load_flow(run, device)
     generator = load_generator(run, device)
-    config, tensors = run.recipe().prior.model_copy(update={"kind": kind}), {}
+    config, tensors, moments = run.recipe().prior.model_copy(update={"kind": kind}), {}, {}
     if kind != Prior.kind:
         tensors, header = checkpoint.load(run.prior_path(kind), kind=kind)
         trained_with = checkpoint.recipe(run.prior_path(kind), header)
@@ -68,17 +70,63 @@ def load_prior(
                 f"move it away and train it again with `hebm train-prior`"
             )
         config = trained_with.prior
-        statistics = {k: tensors.pop(k) for k in list(tensors) if k.startswith(STATISTICS)}
+        statistics, moments = (
+            {k.removeprefix(prefix): tensors.pop(k) for k in list(tensors) if k.startswith(prefix)}
+            for prefix in (STATISTICS, WHITENING)
+        )
         if statistics:
-            state = generator.state_dict() | {k.removeprefix(STATISTICS): v for k, v in statistics.items()}
-            checkpoint.load_into(generator, state, run.prior_path(kind))
+            checkpoint.load_into(generator, generator.state_dict() | statistics, run.prior_path(kind))
     if readjust_bn:
         readjust_batchnorm(generator, readjust_bn, temperature=temperature)
-    prior = make_prior(generator.frozen(precision), config)
+    generator = generator.frozen(precision)
+    if kind != Prior.kind and config.whiten:
+        whitening = Whitening(torch.zeros(generator.D), torch.eye(generator.D))
+        checkpoint.load_into(whitening, moments, run.prior_path(kind))
+        generator.whiten(whitening)
+    prior = make_prior(generator, config)
     checkpoint.load_into(prior, tensors, run.prior_path(kind))
     if isinstance(prior, EBM):
         prior.energy.settle()
     return prior.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def whitening_of(generator: Generator, images: data.Images, recipe: Recipe) -> Whitening:
+    """The whitening that gives the aggregate posterior mean 0 and covariance I: from a posterior draw of each image.
+
+    The covariance is shrunk towards a multiple of I by the oracle approximating estimator (Chen et al. 2010,
+    https://arxiv.org/abs/0907.4698): what so many draws cannot know of it is left to F.
+
+    Arguments:
+        generator: frozen.
+
+    Raises:
+        UsageError: too many latent dimensions.
+    """
+    D, n, device = generator.D, len(images), generator.constant.device
+    if D > MOST_WHITENED:
+        raise UsageError(
+            f"prior.whiten is true, but this generator has {D:,} latent dimensions, and at most {MOST_WHITENED:,} can "
+            "be whitened; set it to false"
+        )
+    total, products = (torch.zeros(*shape, D, dtype=torch.float64, device=device) for shape in ((), (D,)))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
+        torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
+        for indices in torch.arange(n).split(metrics.BATCH):
+            x = data.prepare(images.batch(indices), recipe.data, recipe.generator.likelihood, train=True)
+            u = generator.encode(x.to(device))
+            total += u.sum(0)
+            products += u.T @ u
+            bar.advance(len(indices))
+    mean = total / n
+    covariance = products / n - mean[:, None] * mean
+    size, squares = covariance.trace(), covariance.square().sum()
+    excess = squares - size**2 / D
+    shrinkage = ((1 - 2 / D) * squares + size**2) / ((n + 1 - 2 / D) * excess) if excess > 0 else 1.0
+    shrinkage = min(1.0, float(shrinkage))
+    covariance *= 1 - shrinkage
+    covariance.diagonal().add_(shrinkage * size / D)
+    return Whitening(mean.float(), torch.linalg.cholesky(covariance).float())
 
 
 def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> metrics.Closure | None:
@@ -140,14 +188,19 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     if config.readjust_bn:
         readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
         statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
-    generator = whole.frozen(config.precision)
+    generator, as_sampled = whole.frozen(config.precision), whole.frozen()
+    if recipe.prior.whiten:
+        whitening = whitening_of(as_sampled, images, recipe)
+        generator.whiten(whitening)
+        as_sampled.whiten(whitening)
+        statistics |= {f"{WHITENING}{k}": v for k, v in whitening.state_dict().items()}
     torch.manual_seed(derive_seed(recipe.prior_seed, "prior", kind))
     prior = make_prior(generator, recipe.prior)
     assert isinstance(prior, EBM)
     prior.energy.calibrate(generator.top_down(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     ema = Ema(prior, config.ema)
-    averaged = make_prior(whole.frozen(), recipe.prior).eval().requires_grad_(False)
+    averaged = make_prior(as_sampled, recipe.prior).eval().requires_grad_(False)
     step, stage = 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer)

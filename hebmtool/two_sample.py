@@ -305,7 +305,8 @@ def figures(
     q = posterior_draws(generator, (test_images, train), recipe, n, seed)
     held_out = min(n, len(test_images))
     about = f"{held_out} test images" + (f" and {n - held_out} training images" if n > held_out else "")
-    gaussian = torch.randn(n, generator.D, generator=torch.Generator().manual_seed(derive_seed(seed, "gaussian"))).to(q)
+    random = torch.Generator().manual_seed(derive_seed(seed, "gaussian"))
+    gaussian = generator.whitened(torch.randn(n, generator.D, generator=random).to(q))
 
     found = _figures(generator, _against(prior, q, gaussian, 0, seed), Prior.kind, about, n, seed)
     found += moment_figures(q, generator, "generator", "posterior ")

@@ -493,6 +493,40 @@ def test_readjusted_statistics_are_kept_with_the_prior(hebm, copied, tmp_path):
     assert not np.array_equal(plain, adjusted)
 
 
+def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, runs, tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "generator.safetensors"):
+            shutil.copy(runs / "digits" / file, tmp_path / name)
+        keys = (*TINY, "--set", f"name={name}", "--set", "prior.whiten=true")
+        for updates in (6,) if name == "whole" else (3, 6):
+            resume = ["--resume"] * (updates == 6 and name == "parts")
+            again = ("--set", f"train_prior.iterations={updates}")
+            status, _, err = hebm("train-prior", "digits", "--runs", tmp_path, *keys, *again, *resume)
+            assert status == 0, err
+    weights = [tmp_path / name / "prior-diffusion-ebm.safetensors" for name in ("whole", "parts")]
+    assert equal_weights(*weights) and "whitening.factor" in safetensors.torch.load_file(weights[0])
+
+    drawn = {}
+    for kind in ("gaussian", "diffusion-ebm"):
+        out = tmp_path / f"{kind}.npz"
+        status, _, err = hebm("sample", "--runs", tmp_path, "--run", "whole", "--prior", kind, "-n", 2, "--out", out)
+        assert status == 0, err
+        drawn[kind] = np.load(out)["images"]
+    assert not np.array_equal(drawn["gaussian"], drawn["diffusion-ebm"])
+    for command in (
+        ("hier-sample", "--run", "whole", "--layer", 1, "-n", 2, "--out", tmp_path / "hier.png"),
+        ("ood-score", "--run", "whole", "--auroc", "-n", 20),
+        ("diagnose", "whole", "--samples", 40),
+    ):
+        status, out, err = hebm(*command, "--runs", tmp_path)
+        assert status == 0, err
+    status, out, err = hebm("evaluate", "whole", "--runs", tmp_path, "--json")
+    assert status == 0, err
+    # Gaussian samples and reconstructions are the generator's own, in whatever coordinates.
+    assert {figure["of"] for figure in json.loads(out)["figures"]} == {"gaussian", "diffusion-ebm", "reconstructions"}
+
+
 def test_another_seed_learns_another_prior_on_the_same_generator(hebm, runs, tmp_path):
     weights = {}
     for name, seed in (("none", "null"), ("same", 0), ("other", 1)):
