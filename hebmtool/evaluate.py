@@ -31,6 +31,7 @@ from hebmtool.train_prior import load_prior
 
 GAUSSIAN, RECONSTRUCTIONS = Prior.kind, "reconstructions"
 SPLITS = ("test", "train")
+DOUBT = 3.0  # standard errors by which precision may fall below the Gaussian prior's before a closure is doubted
 DIGITS = 12  # of a SHA-256: enough to tell files apart
 
 # How each figure's uncertainty is found in a single draw.
@@ -179,6 +180,8 @@ def evaluate(
 
     draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
     figures = [_with_error(each) for each in zip(*draws, strict=True)]
+    for doubt in _doubts(figures, sources):
+        note(doubt)
     if parts:
         diagnosed = [
             diagnose(run, device, each, steps=steps, seed=recipe.seed, parts=parts) for each in kinds or [GAUSSIAN]
@@ -206,6 +209,22 @@ def evaluate(
     except HebmError as error:
         note(f"the figures are not kept in the run: {error}")
     return found
+
+
+def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[str]:
+    """What a closure alone would not tell: a distance can fall while the images leave the data, by a contrast that the
+    features like, and precision sees it."""
+    baselines = {source.name: source.baseline[0] for source in sources if source.baseline is not None}
+    precision = {(figure.name, figure.of): figure for figure in figures if figure.name.startswith("precision")}
+    for (name, of), own in precision.items():
+        if of not in baselines:
+            continue
+        gaussian = precision[name, baselines[of]]
+        if gaussian.value - own.value > DOUBT * np.hypot(own.error, gaussian.error):
+            yield (
+                f"{of} has {name} {own.value:.3f}, below the {gaussian.of} prior's {gaussian.value:.3f}: look at its "
+                "samples before you believe its closure; a chain that overshoots saturates images"
+            )
 
 
 def device_name(device: torch.device) -> str:

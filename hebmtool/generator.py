@@ -101,6 +101,12 @@ class Whitening(nn.Module):
         """log |du_i / dw_i| of every dimension, [D]."""
         return self.factor.diagonal().log()
 
+    @property
+    def nats(self) -> float:
+        """KL(N(m, A A^T) || N(0, I)): the part of the prior hole that a mean and a covariance know of."""
+        square = self.factor.square().sum() + self.mean.square().sum() - len(self.mean)
+        return (0.5 * square - self.log_scale.sum()).item()
+
 
 class EncoderLayer(nn.Module):
     """One layer's share of the bottom-up tower, and its posterior's head."""

@@ -191,6 +191,7 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     generator, as_sampled = whole.frozen(config.precision), whole.frozen()
     if recipe.prior.whiten:
         whitening = whitening_of(as_sampled, images, recipe)
+        note(f"the posterior's mean and covariance are {whitening.nats:.1f} nats from N(0, I); F learns the rest")
         generator.whiten(whitening)
         as_sampled.whiten(whitening)
         statistics |= {f"{WHITENING}{k}": v for k, v in whitening.state_dict().items()}

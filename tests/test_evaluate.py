@@ -468,3 +468,20 @@ def test_colour_images_need_a_network(run, monkeypatch):
         evaluate.evaluate(run, CPU)
     with pytest.raises(UsageError):
         evaluate.evaluate(run, CPU, fid=["nothing"])
+
+
+@pytest.mark.parametrize(("value", "doubted"), [(0.70, False), (0.62, False), (0.50, True)])
+def test_a_closure_is_doubted_where_precision_falls_below_the_gaussians(value, doubted):
+    figures = [
+        evaluate.Figure("precision", 0.67, 0.015, "gaussian", "higher"),
+        evaluate.Figure("precision", value, 0.015, "ebm", "higher"),
+        evaluate.Figure("precision", 0.0, 0.015, "reconstructions", "higher"),
+        evaluate.Figure("closure", 1.04, 0.06, "ebm", "higher"),
+    ]
+    sources = [
+        evaluate.Source(name, lambda draw: iter(()), baseline)
+        for name, baseline in (("gaussian", None), ("ebm", ("gaussian", "reconstructions")), ("reconstructions", None))
+    ]
+    doubts = list(evaluate._doubts(figures, sources))
+    assert len(doubts) == doubted
+    assert all("ebm has precision 0.500, below the gaussian prior's 0.670" in doubt for doubt in doubts)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from hebmtool import data, evidence, recipe, train_prior
 from hebmtool.errors import UsageError
@@ -78,6 +78,7 @@ def test_the_ratio_is_that_of_two_normal_laws(plain, white, whitening):
     expected = marginal.log_prob(u[:, :top]) - MultivariateNormal(torch.zeros(top), torch.eye(top)).log_prob(u[:, :top])
     torch.testing.assert_close(ratio[:, 0], expected, rtol=1e-4, atol=1e-3)
     assert not plain.whitening_ratio(u).any()
+    torch.testing.assert_close(whitening.nats, kl_divergence(fitted, own).item(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_gaussian_prior_stays_the_generators_own(plain, white, whitening):
