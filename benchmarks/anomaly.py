@@ -99,6 +99,14 @@ def auprc(run: Run, digit: int, device: torch.device, limit: int | None, draws: 
     return found
 
 
+def table(*rows: list[str]) -> None:
+    """Print rows as a Markdown table, the first being its head."""
+    for i, row in enumerate(rows):
+        print("| " + " | ".join(row) + " |", flush=True)
+        if i == 0:
+            print("|---" * len(row) + "|")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=int, nargs="+", default=[1, 4, 5, 7, 9], choices=range(10), metavar="D")
@@ -110,18 +118,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=4, help="posterior draws averaged per image")
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
-    table = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
+    scores = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
     for digit in options.digits:
         own = [f"name=anomaly-{digit}", f"data.exclude=[{digit}]"]
         run = trained(recipe.load(options.recipe, [*options.set, *own]), options.runs, device)
         for name, value in auprc(run, digit, device, options.limit, options.draws).items():
-            table.setdefault(name, {})[digit] = value
+            scores.setdefault(name, {})[digit] = value
         note(f"digit {digit} done")
-    print("| AUPRC, digit left out | " + " | ".join(map(str, options.digits)) + " |")
-    print("|---" * (len(options.digits) + 1) + "|")
-    for name, row in table.items():
+    rows = [["AUPRC, digit left out", *map(str, options.digits)]]
+    for name, row in scores.items():
         cells = ("" if row[d] is None else f"{row[d]:.3f}" for d in options.digits)
-        print(f"| {name}{', published' * (name in PUBLISHED)} | " + " | ".join(cells) + " |")
+        rows.append([f"{name}{', published' * (name in PUBLISHED)}", *cells])
+    table(*rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import PUBLISHED, same_settings
+from anomaly import PUBLISHED, same_settings, table
 
 from hebmtool import checkpoint, data, infer, inpaint, mask, metrics, ood, recipe, reconstruct
 from hebmtool.console import note
@@ -58,13 +58,6 @@ def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
         with Run.create(options.runs, settings, resume) as run:
             train_flow(settings, run, options.device, resume)
     return run
-
-
-def table(*rows: list[str]) -> None:
-    for i, row in enumerate(rows):
-        print("| " + " | ".join(row) + " |", flush=True)
-        if i == 0:
-            print("|---" * len(row) + "|")
 
 
 def decibels(mse: float) -> float:

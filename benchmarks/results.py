@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import same_settings, stage_one, stage_two
-from flow import table
+from anomaly import same_settings, stage_one, stage_two, table
 
 from hebmtool import checkpoint, data, metrics, recipe
 from hebmtool.console import note
