@@ -103,6 +103,14 @@ def _check_couples(prior: Prior, labels: dict[str, LabelEnergy]) -> None:
                 f"the label {label.name} was learned on {label.levels} noise levels and the prior has "
                 f"{prior.schedule.T}; move the label's file away and learn it again with as many"
             )
+        # At level 0, the joint EBM's only one, there is no noise whose coordinates would matter.
+        whitening = prior.generator.whitening
+        if isinstance(prior, DiffusionEBM) and label.whitening != (whitening and whitening.digest):
+            raise HebmError(
+                f"the label {label.name} was learned on other latents than this prior's: prior.whiten differs, or the "
+                "prior was trained again; move the label's file away and learn it again with "
+                "`hebm train-prior --finetune`"
+            )
 
 
 def _check_finite(u: Tensor, row: Sequence[Wish]) -> None:

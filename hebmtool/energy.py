@@ -177,7 +177,7 @@ class Energy(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, walk: TopDown) -> None:
-        """Set the affine that standardises each channel of h_i, from a walk over draws of the Gaussian prior."""
+        """Set the affine that standardises each channel of h_i, from a walk over draws of N(0, I), as u."""
         if self.reads_state:
             for l, h in enumerate(walk.h):
                 mean, scale = self.standard(l)

@@ -31,7 +31,7 @@ from hebmtool.train_prior import load_prior
 
 GAUSSIAN, RECONSTRUCTIONS = Prior.kind, "reconstructions"
 SPLITS = ("test", "train")
-DOUBT = 3.0  # standard errors by which precision may fall below the Gaussian prior's before a closure is doubted
+DOUBT, DOUBTED = 3.0, 0.95  # standard errors, and share, by which precision falls where a closure is doubted
 DIGITS = 12  # of a SHA-256: enough to tell files apart
 
 # How each figure's uncertainty is found in a single draw.
@@ -214,16 +214,19 @@ def evaluate(
 def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[str]:
     """What a closure alone would not tell: a distance can fall while the images leave the data, by a contrast that the
     features like, and precision sees it."""
-    baselines = {source.name: source.baseline[0] for source in sources if source.baseline is not None}
+    baselines = {source.name: source.baseline for source in sources if source.baseline is not None}
     precision = {(figure.name, figure.of): figure for figure in figures if figure.name.startswith("precision")}
     for (name, of), own in precision.items():
-        if of not in baselines:
+        closure = name.replace("precision", "closure")
+        if not any(figure.name == closure and figure.of == of and figure.value is not None for figure in figures):
             continue
-        gaussian = precision[name, baselines[of]]
-        if gaussian.value - own.value > DOUBT * np.hypot(own.error, gaussian.error):
+        # As good as the posterior is as good as reconstructions, and these may have less than Gaussian samples.
+        least = min((precision[name, each] for each in baselines[of]), key=lambda figure: figure.value)
+        fallen = least.value - own.value > DOUBT * np.hypot(own.error, least.error)
+        if fallen and own.value < DOUBTED * least.value:
             yield (
-                f"{of} has {name} {own.value:.3f}, below the {gaussian.of} prior's {gaussian.value:.3f}: look at its "
-                "samples before you believe its closure; a chain that overshoots saturates images"
+                f"{of} has {name} {own.value:.3f}, below that of {least.of}, {least.value:.3f}: look at its samples "
+                "before you believe its closure; a chain that overshoots saturates images"
             )
 
 

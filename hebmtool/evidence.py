@@ -6,8 +6,9 @@ Autoencoders", https://arxiv.org/abs/1509.00519),
     ELBO   E_q[log p(x | z)] - sum_i KL_i  <=  IW-K  log 1/K sum_k w_k  <=  log p(x)
 
 Under an energy-based prior p(u) = exp(G(u)) N(u; 0, I) / Z, G = F(T(u), 0) / scale, every w_k gains the factor
-exp(G(u_k)) / Z.  The rate of a layer is KL_i, what the image tells through it under the Gaussian prior; under an
-energy the rate is the sum less E_q[G] - log Z.
+exp(G(u_k)) / Z; where latents are whitened, N(u; 0, I) is another law than the generator's own prior, and the ratio of
+the two is a factor too.  The rate of a layer is KL_i, what the image tells through it under the Gaussian prior; under
+an energy the rate is the sum less E_q[G] - log Z.
 
 log Z = log E_N(0,I)[exp G] is estimated by annealed importance sampling (Neal 2001, https://arxiv.org/abs/physics/9803008)
 along p_b(u) ~ exp(b G(u)) N(u; 0, I) from b = 0, the Gaussian that sampling starts from too, to b = 1.  AIS is exact
@@ -56,8 +57,9 @@ BOOTSTRAPS = 200
 class Weights:
     """Draws of q(u | x): nats per image and draw, [N, K], float64.
 
-    log_px: log p(x | z).  log_ratio: log q(u | x) / N(u; 0, I) at the draw.  tilt: G(u) (0 for the Gaussian prior).
-    kl: KL_i averaged over the draws, [N, L], top first.  u: the first draw, [N, D].
+    log_px: log p(x | z).  log_ratio: log q(u | x) / p_0(u) at the draw, p_0 being the generator's own prior.
+    tilt: log p(u) Z / p_0(u), which is G(u) where nothing is whitened (0 for p_0).  kl: KL_i averaged over the draws,
+    [N, L], top first.  u: the first draw, [N, D].
     """
 
     log_px: Tensor

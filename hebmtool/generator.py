@@ -19,6 +19,7 @@ The architecture is NVAE's (Vahdat & Kautz 2020, https://arxiv.org/abs/2007.0389
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,7 +86,13 @@ class Whitening(nn.Module):
     def __init__(self, mean: Tensor, factor: Tensor):
         super().__init__()
         self.register_buffer("mean", mean)
-        self.register_buffer("factor", factor)
+        # In the layout it is read back in from a file: a product of another one differs in its last bit.
+        self.register_buffer("factor", factor.contiguous())
+
+    @classmethod
+    def identity(cls, D: int) -> "Whitening":
+        """The one that changes nothing."""
+        return cls(torch.zeros(D), torch.eye(D))
 
     def to_u(self, w: Tensor) -> Tensor:
         """[N, d] -> [N, d], the first d <= D dimensions."""
@@ -100,6 +107,11 @@ class Whitening(nn.Module):
     def log_scale(self) -> Tensor:
         """log |du_i / dw_i| of every dimension, [D]."""
         return self.factor.diagonal().log()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of m and A."""
+        return hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in (self.mean, self.factor))).hexdigest()
 
     @property
     def nats(self) -> float:
@@ -288,7 +300,7 @@ class Generator(nn.Module):
             u: [N, D], or only as many of the top layers as `layers` asks for.
             layers: walk only this many layers from the top; all of them by default.  Pixels are never computed.
         """
-        maps = self.split(self._residuals(u))
+        maps = self.split(self.residuals(u))
         depth = self.L if layers is None else layers
         return self._walk(lambda l, s, raw, mu, sigma: (mu + sigma * maps[l], maps[l]), len(u), depth)
 
@@ -379,7 +391,7 @@ class Generator(nn.Module):
             seen = self._bottom_up(x)
         with torch.enable_grad():
             u = u.detach().requires_grad_(True)
-            maps, log_q = self.split(self._residuals(u)), []
+            maps, log_q = self.split(self.residuals(u)), []
 
             def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
                 z = mu + sigma * maps[l]
@@ -403,7 +415,8 @@ class Generator(nn.Module):
         self.whitening = whitening.to(self.constant.device)
         return self
 
-    def _residuals(self, u: Tensor) -> Tensor:
+    def residuals(self, u: Tensor) -> Tensor:
+        """What `whitened` made u of, or the first dimensions' of it, [N, d]."""
         return u if self.whitening is None else self.whitening.to_u(u)
 
     def latents(self, walk: TopDown) -> Tensor:
@@ -419,7 +432,7 @@ class Generator(nn.Module):
         over the other's in the same coordinates.  u: [N, D] -> [N, L] nats, top first; 0 where nothing is whitened."""
         if self.whitening is None:
             return u.new_zeros(len(u), self.L)
-        terms = 0.5 * (self._residuals(u).square() - u.square()) - self.whitening.log_scale
+        terms = 0.5 * (self.residuals(u).square() - u.square()) - self.whitening.log_scale
         return torch.stack([terms[:, s].sum(1) for s in self.slices], dim=1)
 
     # Use ------------------------------------------------------------------------------------------------------------

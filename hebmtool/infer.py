@@ -6,7 +6,7 @@ A hierarchical run has one, for whole images.  Where pixels are hidden, encoder 
 
     u ~ q(u | x_visible, x_hidden),   x_hidden <- mean of p(x | T(u))        (Rezende et al. 2014, arXiv 1401.4082, F)
 
-which looks at no prior but the generator's; so adjusted Langevin steps follow, on
+which looks at no prior but the generator's, or its whitened Gaussian; so adjusted Langevin steps follow, on
 
     p(u | x_visible) ~ p(u) p(x_visible | T(u)),
 

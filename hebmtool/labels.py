@@ -35,6 +35,8 @@ class LabelEnergy(nn.Module):
         values: its values' names, K of them.
         levels: T, the noise levels it is learned on.
         chosen: list indices of the coupled layers; all when None.
+
+    `whitening` is the digest of that of the latents whose noise levels it is learned on, None where there is none.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LabelEnergy(nn.Module):
     ):
         super().__init__()
         self.name, self.values, self.levels = name, list(values), levels
+        self.whitening: str | None = None
         self.energy = Energy(generator, config, outputs=len(self.values), chosen=chosen)
 
     def log_prob(self, walk: TopDown, t: Tensor) -> Tensor:
@@ -121,15 +124,11 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
                 "again with `hebm train-prior --finetune`"
             )
         prior = checkpoint.recipe(path, header).prior
-        if prior.whiten != (generator.whitening is not None):
-            raise HebmError(
-                f"{path} was learned with prior.whiten {str(prior.whiten).lower()}, but the prior was not; move it "
-                "away and train it again with `hebm train-prior --finetune`"
-            )
         chosen = chosen_layers(generator, prior.label_layers)
         values, levels = header.extra["values"], prior.levels
         label = LabelEnergy(header.extra["label"], values, levels, generator, prior.energy, chosen)
         checkpoint.load_into(label, tensors, path)
+        label.whitening = header.extra.get("whitening")
         label.to(generator.constant.device).eval()
         label.energy.settle()
         label.energy.fix()

@@ -1,6 +1,6 @@
 """Out-of-distribution scores of images, at every cut k of the hierarchy; high = in-distribution.
 
-    energy       S_{>k}(x) = sum_{i>k} f_i(z_i, 0)
+    energy       S_{>k}(x) = sum_{i>k} f_i(z_i, 0)          (and where latents are whitened, what that knows of layer i)
     likelihood   L^{>k}(x) = E[log p(x | z) - sum_{i>k} KL_i],      z_{>k} ~ q(. | x),  z_{<=k} ~ p(. | z_{>k})
     llr          L^{>k}(x) - L(x),                                  L = L^{>0}, the ELBO
 
@@ -160,7 +160,8 @@ class Scorer:
             *_, u = self.prior.descend(u, self.level, noise)
         L = self.prior.generator.L
         f = self.prior.energies(u, layers=L - min(cuts))
-        f = f + self.prior.generator.whitening_ratio(u)[:, : f.shape[1]]
+        scale = self.prior.scale(torch.zeros(1, dtype=torch.long, device=u.device))
+        f = f + scale * self.prior.generator.whitening_ratio(u)[:, : f.shape[1]]
         return torch.stack([f[:, : L - k].sum(1) for k in cuts], dim=1)
 
     def _bound(self, x: Tensor, posterior: Posterior, noise: Noise, cuts: Sequence[int]) -> Tensor:
@@ -170,7 +171,7 @@ class Scorer:
         def L_above(k: int) -> Tensor:
             used = generator.L - k  # layers, from the top
             held = generator.slices[used - 1].stop
-            # Under p(z_{<=k} | z_{>k}) the layers below the cut are standard normal in u.
+            # Under p(z_{<=k} | z_{>k}) the layers below the cut are standard normal residuals.
             drawn = generator.whitened(torch.cat([u[:, :held], e[:, held:]], dim=1))
             walk = generator.top_down(drawn) if k else posterior.walk
             return generator.likelihood.log_prob(generator.decode(walk), x) - posterior.kl[:, :used].sum(1)

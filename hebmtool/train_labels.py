@@ -94,6 +94,7 @@ def _train_label(
         "label": name,
         "values": values,
         "made_of": made_of,
+        "whitening": generator.whitening and generator.whitening.digest,
     }
     if resume and path.is_file() and not train_path.is_file():
         raise HebmError(
@@ -101,10 +102,10 @@ def _train_label(
         )
     if resume and train_path.is_file():
         header = checkpoint.header(train_path)
-        if header.extra != extra:
+        if {"whitening": None} | header.extra != extra:
             raise HebmError(
-                f"{train_path} was learned on another generator, or other values, than there are now; move it away to "
-                "start anew"
+                f"{train_path} was learned on another generator, other values or other whitened latents than there are "
+                "now; move it away to start anew"
             )
         same = ["label_lr", "seed", "batch_size", "weight_decay", "ema", "clip"]
         what = ["prior.energy", "prior.levels", "prior.label_layers", "seed", *(f"train_prior.{key}" for key in same)]

@@ -25,7 +25,7 @@ SAMPLER = ("chain", "steps", "fast", "h", "theta", "persistence")
 # Prefixes, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it, and of
 # the whitening of its latents.
 STATISTICS, WHITENING = "generator.", "whitening."
-MOST_WHITENED = 16_384  # dimensions: their covariance in double precision takes 2 GiB
+MOST_WHITENED = 16_384  # dimensions: their covariance in double precision takes 2 GiB, and finding A as much again
 
 
 def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
@@ -80,7 +80,7 @@ def load_prior(
         readjust_batchnorm(generator, readjust_bn, temperature=temperature)
     generator = generator.frozen(precision)
     if kind != Prior.kind and config.whiten:
-        whitening = Whitening(torch.zeros(generator.D), torch.eye(generator.D))
+        whitening = Whitening.identity(generator.D)
         checkpoint.load_into(whitening, moments, run.prior_path(kind))
         generator.whiten(whitening)
     prior = make_prior(generator, config)
@@ -101,14 +101,9 @@ def whitening_of(generator: Generator, images: data.Images, recipe: Recipe) -> W
         generator: frozen.
 
     Raises:
-        UsageError: too many latent dimensions.
+        HebmError: latents that are not finite.
     """
     D, n, device = generator.D, len(images), generator.constant.device
-    if D > MOST_WHITENED:
-        raise UsageError(
-            f"prior.whiten is true, but this generator has {D:,} latent dimensions, and at most {MOST_WHITENED:,} can "
-            "be whitened; set it to false"
-        )
     total, products = (torch.zeros(*shape, D, dtype=torch.float64, device=device) for shape in ((), (D,)))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
         torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
@@ -119,7 +114,9 @@ def whitening_of(generator: Generator, images: data.Images, recipe: Recipe) -> W
             products += u.T @ u
             bar.advance(len(indices))
     mean = total / n
-    covariance = products / n - mean[:, None] * mean
+    covariance = products.div_(n).addr_(mean, mean, alpha=-1)
+    if not covariance.isfinite().all():
+        raise HebmError("the posterior's latents are not finite; train the generator again with a smaller train_vae.lr")
     size, squares = covariance.trace(), covariance.square().sum()
     excess = squares - size**2 / D
     shrinkage = ((1 - 2 / D) * squares + size**2) / ((n + 1 - 2 / D) * excess) if excess > 0 else 1.0
@@ -179,6 +176,11 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     metrics.sizes(recipe.evaluate.samples, images, test)
     labels.check(recipe, run, whole, images, test)
     data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
+    if recipe.prior.whiten and whole.D > MOST_WHITENED:
+        raise UsageError(
+            f"prior.whiten is true, but this generator has {whole.D:,} latent dimensions, and at most "
+            f"{MOST_WHITENED:,} can be whitened; set it to false"
+        )
     features = metrics.load_features(recipe.evaluate.features, images.shape, device)
     if features is not None:
         features(test.batch([0, 1]))  # a network that does not fit is better known before training than after
@@ -189,12 +191,14 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
         readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
         statistics = {f"{STATISTICS}{k}": v for k, v in whole.state_dict().items() if "running_" in k}
     generator, as_sampled = whole.frozen(config.precision), whole.frozen()
+    whitening = None
     if recipe.prior.whiten:
-        whitening = whitening_of(as_sampled, images, recipe)
-        note(f"the posterior's mean and covariance are {whitening.nats:.1f} nats from N(0, I); F learns the rest")
+        # F was learned in these latents and no others, so a resumed training reads them from its file.
+        whitening = Whitening.identity(whole.D) if resume else whitening_of(as_sampled, images, recipe)
         generator.whiten(whitening)
         as_sampled.whiten(whitening)
-        statistics |= {f"{WHITENING}{k}": v for k, v in whitening.state_dict().items()}
+        if not resume:
+            note(f"the posterior's mean and covariance are {whitening.nats:.1f} nats from N(0, I); F learns the rest")
     torch.manual_seed(derive_seed(recipe.prior_seed, "prior", kind))
     prior = make_prior(generator, recipe.prior)
     assert isinstance(prior, EBM)
@@ -204,12 +208,13 @@ def train_prior(recipe: Recipe, run: Run, device: torch.device, resume: bool = F
     averaged = make_prior(as_sampled, recipe.prior).eval().requires_grad_(False)
     step, stage = 0, f"train-prior {kind}"
     if resume:
-        step = load_training(train_path, f"{kind} training", prior, ema, optimizer)
+        step = load_training(train_path, f"{kind} training", prior, ema, optimizer, whitening)
     run.truncate_metrics(stage, step)
 
     def save(step: int) -> None:
-        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, origin=origin)
-        checkpoint.save(path, ema.tensors | statistics, kind=kind, recipe=recipe, step=step, extra=origin)
+        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, whitening, origin)
+        moments = {} if whitening is None else {f"{WHITENING}{k}": v for k, v in whitening.state_dict().items()}
+        checkpoint.save(path, ema.tensors | statistics | moments, kind=kind, recipe=recipe, step=step, extra=origin)
 
     def show(step: int) -> None:
         averaged.load_state_dict(ema.tensors)

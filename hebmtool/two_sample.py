@@ -262,7 +262,9 @@ def chance(n: int, d: int) -> tuple[float, ...]:
 
 
 def moment_figures(u: Tensor, generator: Generator, of: str, prefix: str = "") -> list[Figure]:
-    """`moments` as figures, with a bootstrap error over the draws where one can be had (a largest value has none)."""
+    """`moments` of the residuals as figures, with a bootstrap error over the draws where one can be had (a largest
+    value has none)."""
+    u = generator.residuals(u)
     n, rng = len(u), np.random.default_rng(0)
     again = torch.stack([moments(u[torch.from_numpy(rng.integers(n, size=n))], generator) for _ in range(BOOTSTRAPS)])
     values, errors = moments(u, generator), again.std(0)
@@ -308,7 +310,7 @@ def figures(
     random = torch.Generator().manual_seed(derive_seed(seed, "gaussian"))
     gaussian = generator.whitened(torch.randn(n, generator.D, generator=random).to(q))
 
-    found = _figures(generator, _against(prior, q, gaussian, 0, seed), Prior.kind, about, n, seed)
+    found = _figures(generator, _against(prior, q, gaussian, 0, seed, own=True), Prior.kind, about, n, seed)
     found += moment_figures(q, generator, "generator", "posterior ")
     if not isinstance(prior, EBM):
         return found
@@ -339,10 +341,16 @@ def _energies(prior: EBM, u: Tensor, t: int) -> Tensor:
     return torch.cat([prior.energies(b, level[: len(b)]) for b in u.split(BATCH)]) / prior.scale(level[:1])
 
 
-def _against(prior: Prior, q: Tensor, p: Tensor, t: int, seed: int) -> Test:
-    """The test between q and p, with the prior's energies of level t at hand."""
-    known = (_energies(prior, q, t), _energies(prior, p, t)) if isinstance(prior, EBM) else None
-    return test(prior.generator, q, p, known, seed)
+def _against(prior: Prior, q: Tensor, p: Tensor, t: int, seed: int, own: bool = False) -> Test:
+    """The test between q and p, with the prior's energies of level t at hand.
+
+    Arguments:
+        own: p is the generator's own prior, which whitened latents are told from by more than energies know.
+    """
+    if not isinstance(prior, EBM):
+        return test(prior.generator, q, p, None, seed)
+    known = [_energies(prior, u, t) + (prior.generator.whitening_ratio(u) if own else 0) for u in (q, p)]
+    return test(prior.generator, q, p, (known[0], known[1]), seed)
 
 
 def _gap(prior: EBM, q: Tensor, p: Tensor, of: str) -> list[Figure]:

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from hebmtool import checkpoint
+from hebmtool import checkpoint, train_prior
 
 TINY = [
     *("--set", "generator.layers_per_scale=1", "--set", "generator.latent_channels=2"),
@@ -513,6 +513,10 @@ def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, r
         status, _, err = hebm("sample", "--runs", tmp_path, "--run", "whole", "--prior", kind, "-n", 2, "--out", out)
         assert status == 0, err
         drawn[kind] = np.load(out)["images"]
+    # The Gaussian prior is the generator's own, as if nothing had been whitened.
+    status, _, err = hebm("sample", "--runs", runs, "--prior", "gaussian", "-n", 2, "--out", tmp_path / "own.npz")
+    assert status == 0, err
+    assert np.array_equal(drawn["gaussian"], np.load(tmp_path / "own.npz")["images"])
     assert not np.array_equal(drawn["gaussian"], drawn["diffusion-ebm"])
     for command in (
         ("hier-sample", "--run", "whole", "--layer", 1, "-n", 2, "--out", tmp_path / "hier.png"),
@@ -525,6 +529,40 @@ def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, r
     assert status == 0, err
     # Gaussian samples and reconstructions are the generator's own, in whatever coordinates.
     assert {figure["of"] for figure in json.loads(out)["figures"]} == {"gaussian", "diffusion-ebm", "reconstructions"}
+
+
+def test_labels_belong_to_the_latents_they_were_learned_on(hebm, runs, tmp_path):
+    for name, whiten in (("digits", "true"), ("plain", "false")):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "generator.safetensors"):
+            shutil.copy(runs / "digits" / file, tmp_path / name)
+        keys = (*TINY, "--set", f"name={name}", "--set", f"prior.whiten={whiten}")
+        assert hebm("train-prior", "digits", "--runs", tmp_path, *keys)[0] == 0
+    shutil.copy(tmp_path / "plain" / "prior-diffusion-ebm.safetensors", tmp_path / "unwhitened")
+    # Which latents they are is the prior's to know, whatever the recipe says now.
+    label = (*TINY, "--set", "prior.labels=class", "--set", "train_prior.label_iterations=2")
+    status, _, err = hebm("train-prior", "digits", "--runs", tmp_path, "--finetune", *label)
+    assert status == 0, err
+    ask = ("controllable", "--run", "digits", "--runs", tmp_path, "--class", 3, "-n", 2, "--steps", 1)
+    status, _, err = hebm(*ask, "--out", tmp_path / "a.png")
+    assert status == 0, err
+    status, _, err = hebm(*ask, "--out", tmp_path / "b.png", "--prior", "gaussian")
+    assert status == 1 and "no energy" in one_sentence(err)
+    shutil.move(tmp_path / "unwhitened", tmp_path / "digits" / "prior-diffusion-ebm.safetensors")
+    status, _, err = hebm(*ask, "--out", tmp_path / "c.png")
+    assert status == 1 and "other latents" in one_sentence(err)
+
+
+def test_more_dimensions_than_can_be_whitened_are_refused_and_the_recipe_kept(hebm, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_prior, "MOST_WHITENED", 39)
+    shutil.copytree(runs / "digits", tmp_path / "digits")
+    (tmp_path / "digits" / "prior-ebm.safetensors").unlink()
+    (tmp_path / "digits" / "prior-ebm.train.safetensors").unlink()
+    before = (tmp_path / "digits" / "recipe.yaml").read_text()
+    keys = (*TINY, "--set", "prior.kind=ebm", "--set", "prior.whiten=true")
+    status, _, err = hebm("train-prior", "digits", "--runs", tmp_path, *keys)
+    assert status == 2 and "at most 39 can be whitened" in one_sentence(err)
+    assert (tmp_path / "digits" / "recipe.yaml").read_text() == before
 
 
 def test_another_seed_learns_another_prior_on_the_same_generator(hebm, runs, tmp_path):

@@ -470,13 +470,22 @@ def test_colour_images_need_a_network(run, monkeypatch):
         evaluate.evaluate(run, CPU, fid=["nothing"])
 
 
-@pytest.mark.parametrize(("value", "doubted"), [(0.70, False), (0.62, False), (0.50, True)])
-def test_a_closure_is_doubted_where_precision_falls_below_the_gaussians(value, doubted):
+@pytest.mark.parametrize(
+    ("value", "error", "closure", "doubted"),
+    [
+        (0.70, 0.015, 1.04, False),
+        (0.60, 0.015, 1.04, False),  # within the error
+        (0.63, 0.001, 1.04, False),  # certain, and next to nothing
+        (0.50, 0.015, None, False),  # no closure to doubt
+        (0.50, 0.015, 1.04, True),
+    ],
+)
+def test_a_closure_is_doubted_where_precision_falls_below_that_of_its_bounds(value, error, closure, doubted):
     figures = [
-        evaluate.Figure("precision", 0.67, 0.015, "gaussian", "higher"),
-        evaluate.Figure("precision", value, 0.015, "ebm", "higher"),
-        evaluate.Figure("precision", 0.0, 0.015, "reconstructions", "higher"),
-        evaluate.Figure("closure", 1.04, 0.06, "ebm", "higher"),
+        evaluate.Figure("precision", 0.67, error, "gaussian", "higher"),
+        evaluate.Figure("precision", value, error, "ebm", "higher"),
+        evaluate.Figure("precision", 0.65, error, "reconstructions", "higher"),
+        evaluate.Figure("closure", closure, 0.06, "ebm", "higher"),
     ]
     sources = [
         evaluate.Source(name, lambda draw: iter(()), baseline)
@@ -484,4 +493,4 @@ def test_a_closure_is_doubted_where_precision_falls_below_the_gaussians(value, d
     ]
     doubts = list(evaluate._doubts(figures, sources))
     assert len(doubts) == doubted
-    assert all("ebm has precision 0.500, below the gaussian prior's 0.670" in doubt for doubt in doubts)
+    assert all("ebm has precision 0.500, below that of reconstructions, 0.650" in doubt for doubt in doubts)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from hebmtool import data, evidence, recipe, train_prior
-from hebmtool.errors import UsageError
+from hebmtool import data, evidence, recipe, train_prior, two_sample
+from hebmtool.errors import HebmError
 from hebmtool.evaluate import _same
 from hebmtool.generator import Generator, Whitening
 from hebmtool.ood import Scorer
@@ -91,7 +91,8 @@ def test_the_gaussian_prior_stays_the_generators_own(plain, white, whitening):
 @pytest.mark.parametrize("kind", ["ebm", "diffusion-ebm"])
 def test_a_prior_that_has_learned_nothing_is_the_fitted_normal(white, whitening, kind):
     n = 4000
-    u = whitening.to_u(prior(white, kind).sample(Noise(0, range(n), white.D)))
+    walk = white.top_down(prior(white, kind).sample(Noise(0, range(n), white.D)))
+    u = white.join(walk.u)
     covariance = whitening.factor @ whitening.factor.T
     assert ((u.mean(0) - whitening.mean).abs() < 6 * (covariance.diagonal() / n).sqrt()).all()
     deviation = (covariance.diagonal()[:, None] * covariance.diagonal() / n).sqrt()
@@ -109,11 +110,59 @@ def test_weights_of_draws_are_tilted_by_what_whitening_knows(white, whitening):
     torch.testing.assert_close(found.tilt[:, 0], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_the_energy_score_knows_what_whitening_knows(white):
-    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    scorer = Scorer(prior(white, "ebm"), recipe.Recipe(generator=white.config), score="energy", draws=1)
-    found = scorer(images, [0, 1])
-    assert found[:, 0].abs().min() > 1e-3 and not torch.equal(found[:, 0], found[:, 1])
+def learned(p: Prior) -> Prior:
+    """With heads that are not 0."""
+    torch.manual_seed(11)
+    for layer in p.energy.layers:
+        layer.head.weight.copy_(torch.randn_like(layer.head.weight))
+    return p
+
+
+@pytest.mark.parametrize("chain", ["langevin", "underdamped"])
+def test_the_energy_score_is_the_log_ratio_to_the_own_prior(white, whitening, chain):
+    p = learned(prior(white, "diffusion-ebm", chain=chain))
+    scorer = Scorer(p, recipe.Recipe(generator=white.config), score="energy", draws=1)
+    seen = []
+    encode = white.latents
+    white.latents = lambda walk: seen.append(encode(walk)) or seen[-1]
+    found = scorer(torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), [0, 1])
+    [w] = seen
+    u, top = whitening.to_u(w), white.slices[0].stop
+    zero = torch.zeros(6, dtype=torch.long)
+    for cut, d in ((0, white.D), (1, top)):
+        fitted = MultivariateNormal(whitening.mean[:d], scale_tril=whitening.factor[:d, :d])
+        own = MultivariateNormal(torch.zeros(d), torch.eye(d))
+        f = p.energies(w)[:, : 2 - cut].sum(1) / p.scale(zero)
+        expected = f + fitted.log_prob(u[:, :d]) - own.log_prob(u[:, :d])
+        torch.testing.assert_close(found[:, cut] / p.scale(zero), expected.double(), rtol=1e-3, atol=1e-2)
+
+
+def test_bounds_are_those_of_the_generator_in_whatever_coordinates(plain, white):
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    for score in ("likelihood", "llr"):
+        found = [
+            Scorer(prior(g, "ebm"), recipe.Recipe(generator=g.config), score=score, draws=2)(images)
+            for g in (plain, white)
+        ]
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+def test_the_own_prior_is_told_from_the_posterior_by_what_was_whitened(white, whitening):
+    """The posterior is the fitted normal here, on which nothing is left for energies to learn."""
+    n = 400
+    p, q = prior(white, "ebm"), torch.randn(n, white.D, generator=torch.Generator().manual_seed(1))
+    own = white.whitened(torch.randn(n, white.D, generator=torch.Generator().manual_seed(2)))
+    assert two_sample._against(p, q, own, 0, 0, own=True).accuracy[0, -1] > 0.8
+    drawn = torch.randn(n, white.D, generator=torch.Generator().manual_seed(3))
+    assert two_sample._against(p, q, drawn, 0, 0).accuracy[0, -1] < 0.6
+
+
+def test_moments_are_those_of_residuals(plain, white, whitening):
+    w = torch.randn(300, white.D)
+    of_white = two_sample.moment_figures(w, white, "generator")
+    of_plain = two_sample.moment_figures(whitening.to_u(w), plain, "generator")
+    for a, b in zip(of_white, of_plain, strict=True):
+        assert a.value == pytest.approx(b.value, rel=1e-4, abs=1e-5)
 
 
 def images_with_structure(n: int) -> data.Images:
@@ -149,9 +198,9 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
     assert whitening.factor.isfinite().all() and condition < 10
 
 
-def test_too_many_dimensions_are_refused_with_the_way_out(plain, monkeypatch):
-    monkeypatch.setattr(train_prior, "MOST_WHITENED", 39)
-    with pytest.raises(UsageError, match="40 latent dimensions, and at most 39"):
+def test_latents_that_are_not_finite_are_a_sentence(plain, monkeypatch):
+    monkeypatch.setattr(plain, "encode", lambda x: torch.full((len(x), plain.D), torch.nan))
+    with pytest.raises(HebmError, match="not finite"):
         train_prior.whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
 
 
