@@ -30,7 +30,7 @@ from hebmtool.console import note
 from hebmtool.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
 from hebmtool.prior import EBM, DiffusionEBM, Prior, Steps
 from hebmtool.run import Run
-from hebmtool.train_prior import load_prior
+from hebmtool.train_prior import SAMPLER, load_prior, train_prior
 from hebmtool.training import pick_device
 
 NAMES = {"gaussian": "Gaussian", EBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
@@ -53,8 +53,12 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     path = run.prior_path(kind)
     if path.is_file():
         old = checkpoint.recipe(path, checkpoint.header(path))
-        old.prior.fast = settings.prior.fast
         old.train_prior.seed = old.prior_seed
+        if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in SAMPLER):
+            # Written anew with the sampler asked for; refused where it was learned with another.
+            with run.lock():
+                train_prior(settings, run, options.device, resume=True)
+            return run
         same_settings(old, settings)
     note(f"{settings.name}: {NAMES[kind]}")
     stage_two(settings, run, options.device)
