@@ -54,6 +54,8 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     if path.is_file():
         old = checkpoint.recipe(path, checkpoint.header(path))
         old.train_prior.seed = old.prior_seed
+        if kind == EBM.kind:
+            old.prior.fast = settings.prior.fast  # it has no levels to leave out
         if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in SAMPLER):
             # Written anew with the sampler asked for; refused where it was learned with another.
             with run.lock():
