@@ -31,7 +31,8 @@ from hebmtool.train_prior import load_prior
 
 GAUSSIAN, RECONSTRUCTIONS = Prior.kind, "reconstructions"
 SPLITS = ("test", "train")
-DOUBT, DOUBTED = 3.0, 0.95  # standard errors, and share, by which precision falls where a closure is doubted
+DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
+ENDS = 2  # grey levels
 DIGITS = 12  # of a SHA-256: enough to tell files apart
 
 # How each figure's uncertainty is found in a single draw.
@@ -44,6 +45,7 @@ ERRORS = {
     "coverage": "standard error over the reference images, the images judged held fixed",
     "closure": f"bootstrap of the three sets ({metrics.BOOTSTRAPS} resamplings), reference held fixed",
     "IS": "standard error over the splits",
+    "saturated": "standard error over the images judged",
     "seconds per 1000 images": f"standard error over batches of {metrics.BATCH}",
 }
 ERRORS["FID"] = ERRORS["FD"]
@@ -212,22 +214,28 @@ def evaluate(
 
 
 def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[str]:
-    """What a closure alone would not tell: a distance can fall while the images leave the data, by a contrast that the
-    features like, and precision sees it."""
-    baselines = {source.name: source.baseline for source in sources if source.baseline is not None}
-    precision = {(figure.name, figure.of): figure for figure in figures if figure.name.startswith("precision")}
-    for (name, of), own in precision.items():
-        closure = name.replace("precision", "closure")
-        if not any(figure.name == closure and figure.of == of and figure.value is not None for figure in figures):
+    """What a closure does not tell: a distance can fall while images leave the data, by a contrast that features like.
+
+    Precision below that of Gaussian samples and of reconstructions says so, and more saturated pixels than in either
+    (a perfect prior is as good as reconstructions, which are not always the better of the two).
+    """
+    found = {(figure.name, figure.of): figure for figure in figures}
+    for source in sources:
+        if not any(f.name.startswith("closure") and f.of == source.name and f.value is not None for f in figures):
             continue
-        # As good as the posterior is as good as reconstructions, and these may have less than Gaussian samples.
-        least = min((precision[name, each] for each in baselines[of]), key=lambda figure: figure.value)
-        fallen = least.value - own.value > DOUBT * np.hypot(own.error, least.error)
-        if fallen and own.value < DOUBTED * least.value:
-            yield (
-                f"{of} has {name} {own.value:.3f}, below that of {least.of}, {least.value:.3f}: look at its samples "
-                "before you believe its closure; a chain that overshoots saturates images"
-            )
+        for name in [name for name, of in found if of == source.name and name.startswith(("precision", "saturated"))]:
+            own, bounds = found[name, source.name], [found[name, of] for of in source.baseline]
+            if name == "saturated":
+                bound = max(bounds, key=lambda figure: figure.value)
+                gap, large = own.value - bound.value, own.value > DOUBTED * bound.value
+            else:
+                bound = min(bounds, key=lambda figure: figure.value)
+                gap, large = bound.value - own.value, bound.value > DOUBTED * own.value
+            if large and gap > DOUBT * np.hypot(own.error, bound.error):
+                yield (
+                    f"{source.name} has {name} {own.value:.3f}, where {bound.of} has {bound.value:.3f}: look at its "
+                    "samples before you believe its closure; a chain that runs away saturates images"
+                )
 
 
 def device_name(device: torch.device) -> str:
@@ -318,12 +326,17 @@ def _figures(
     sets: dict[str, list[np.ndarray]] = {}
     figures: list[Figure] = []
     for source in sources:
-        parts, seconds = [], []
+        parts, seconds, saturated = [], [], []
         started = time.perf_counter()
         for batch in source.draw(draw):
             seconds.append((time.perf_counter() - started) / len(batch))
             parts.append([network(batch) for network in networks])
+            ends = (batch <= ENDS) | (batch >= 255 - ENDS)
+            saturated += ends.float().mean((1, 2, 3)).tolist()
             started = time.perf_counter()
+        what = f"share of pixel values within {ENDS} of 0 or 255, of {n} images"
+        error = float(np.std(saturated, ddof=1)) / n**0.5
+        figures.append(Figure("saturated", float(np.mean(saturated)), error, source.name, note=what))
         sets[source.name] = [np.concatenate(each) for each in zip(*parts, strict=True)]
         if source.timed:
             # The last batch may be smaller; the mean is over images, not over batches.

@@ -68,7 +68,7 @@ def test_every_prior_stands_beside_the_floor(run):
     assert list(values(found, "closure")) == ["ebm", "diffusion-ebm"]
     assert list(values(found, SPEED)) == everyone[:3] and min(values(found, SPEED).values()) > 0
     assert all("±" in figure.note for figure in found.figures if figure.error is not None)
-    assert {figure.name for figure in found.figures if figure.better is None} == {"KID spread"}
+    assert {figure.name for figure in found.figures if figure.better is None} == {"KID spread", "saturated"}
 
 
 def test_figures_are_those_of_the_images_themselves(run):
@@ -493,4 +493,16 @@ def test_a_closure_is_doubted_where_precision_falls_below_that_of_its_bounds(val
     ]
     doubts = list(evaluate._doubts(figures, sources))
     assert len(doubts) == doubted
-    assert all("ebm has precision 0.500, below that of reconstructions, 0.650" in doubt for doubt in doubts)
+    assert all("ebm has precision 0.500, where reconstructions has 0.650" in doubt for doubt in doubts)
+
+
+@pytest.mark.parametrize(("value", "doubted"), [(0.01, False), (0.031, False), (0.074, True)])
+def test_a_closure_is_doubted_where_more_pixels_are_saturated_than_in_its_bounds(value, doubted):
+    figures = [
+        evaluate.Figure(name, number, 0.002, of)
+        for of, number in (("gaussian", 0.004), ("ebm", value), ("reconstructions", 0.03))
+        for name in ("saturated",)
+    ] + [evaluate.Figure("closure", 0.9, 0.06, "ebm")]
+    sources = [evaluate.Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
+    doubts = list(evaluate._doubts(figures, sources))
+    assert len(doubts) == doubted and all("saturated 0.074" in doubt for doubt in doubts)
