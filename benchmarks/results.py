@@ -2,10 +2,11 @@
 
     D="--set data.source=array --set data.path=mnist.npz --features mnist_features.pt"
     python benchmarks/results.py seeds    mnist $D
+    python benchmarks/results.py seeds    cifar10-small $D --samples 2000 --joint prior.steps=20
     python benchmarks/results.py ablation mnist $D --samples 2000
 
 seeds     the joint EBM and the diffusion EBM, each learned with `--seeds` seeds on the generator of the run NAME: FD,
-          closure, precision and recall beside the Gaussian prior's and reconstructions', time to learn and to sample.
+          closure, precision, recall and more beside the Gaussian prior's and reconstructions', time to learn and to sample.
           Under ± stands the standard deviation over seeds, and for one seed the figure's own error.
 ablation  FD and time to sample against the number of levels T (T = 1 is the joint EBM) with K steps per level, and
           against the width of the energies; one seed, sampled in bf16.
@@ -34,7 +35,7 @@ from hebmtool.train_prior import SAMPLER, load_prior, train_prior
 from hebmtool.training import pick_device
 
 NAMES = {"gaussian": "Gaussian", EBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
-FIGURES = ("FD", "closure", "precision", "recall", "seconds per 1000 images")
+FIGURES = ("FD", "closure", "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
 TRAINED_WITH = 100  # images for the closure that learning ends with: it is measured here, and not twice
 
 
@@ -42,6 +43,7 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     """The run of these settings, on the generator of the run NAME, trained as far as it is not yet."""
     base = recipe.load(options.recipe, options.set)
     keys = (*options.set, *keys, f"prior.kind={kind}", f"evaluate.samples={TRAINED_WITH}")
+    keys += tuple(options.joint) * (kind == EBM.kind)
     settings = recipe.load(options.recipe, [*keys, f"name={base.name}{variant}"])
     settings.train_prior.seed = settings.prior_seed  # said or not, it is the same
     origin, run = stage_one(base, options.runs, options.device), Run(options.runs / settings.name)
@@ -177,6 +179,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=commands)
     parser.add_argument("recipe", nargs="?", default="mnist")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    parser.add_argument(
+        "--joint", action="append", default=[], metavar="KEY=VALUE", help="the same, of the joint EBM alone"
+    )
     parser.add_argument("--features", help="TorchScript feature network; the embedded one without")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="auto", type=pick_device)
