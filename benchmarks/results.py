@@ -6,8 +6,8 @@
     python benchmarks/results.py ablation mnist $D --samples 2000
 
 seeds     the joint EBM and the diffusion EBM, each learned with `--seeds` seeds on the generator of the run NAME: FD,
-          closure, precision, recall and more beside the Gaussian prior's and reconstructions', time to learn and to sample.
-          Under ± stands the standard deviation over seeds, and for one seed the figure's own error.
+          closure, precision, recall and more beside the Gaussian prior's and reconstructions', time to learn and to
+          sample.  Under ± stands the standard deviation over seeds, and for one seed the figure's own error.
 ablation  FD and time to sample against the number of levels T (T = 1 is the joint EBM) with K steps per level, and
           against the width of the energies; one seed, sampled in bf16.
 
