@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import PUBLISHED, same_settings, table
+from anomaly import PUBLISHED, done, same_settings, table
 
-from hebmtool import checkpoint, data, infer, inpaint, mask, metrics, ood, recipe, reconstruct
+from hebmtool import data, infer, inpaint, mask, metrics, ood, recipe, reconstruct
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.flow import load_flow
@@ -49,8 +49,7 @@ def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
     features = [] if options.features is None else [f"evaluate.features={options.features}"]
     settings = recipe.load(options.recipe, [*options.set, *features, *keys, f"name={name}"])
     run = Run(options.runs / name)
-    path = run.prior_path(KIND)
-    finished = path.is_file() and checkpoint.header(path).step >= settings.train_prior.iterations
+    finished = done(run.prior_path(KIND), settings.train_prior.iterations)
     if finished:
         same_settings(run.recipe(), settings)
     if not finished or KIND not in run.figures():

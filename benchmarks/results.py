@@ -52,6 +52,7 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
         shutil.copy(origin.recipe_path, run.recipe_path)
         shutil.copy(origin.generator_path, run.path / "copying")
         (run.path / "copying").replace(run.generator_path)
+    note(f"{settings.name}: {NAMES[kind]}")
     path = run.prior_path(kind)
     if path.is_file():
         old = checkpoint.recipe(path, checkpoint.header(path))
@@ -62,9 +63,8 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
             # Written anew with the sampler asked for; refused where it was learned with another.
             with run.lock():
                 train_prior(settings, run, options.device, resume=True)
-            return run
-        same_settings(old, settings)
-    note(f"{settings.name}: {NAMES[kind]}")
+        else:
+            same_settings(old, settings)
     stage_two(settings, run, options.device)
     return run
 

@@ -97,15 +97,16 @@ def conditions(row: Sequence[Wish], labels: dict[str, LabelEnergy], n: int, devi
 def _check_couples(prior: Prior, labels: dict[str, LabelEnergy]) -> None:
     if not isinstance(prior, EBM):
         raise HebmError(f"the {prior.kind} prior has no energy that labels could be coupled to; train diffusion-ebm")
+    if not isinstance(prior, DiffusionEBM):
+        return  # at level 0, its only one, there is no noise whose amount or coordinates would matter
+    whitening = prior.generator.whitening_digest
     for label in labels.values():
-        if isinstance(prior, DiffusionEBM) and label.levels != prior.schedule.T:
+        if label.levels != prior.schedule.T:
             raise HebmError(
                 f"the label {label.name} was learned on {label.levels} noise levels and the prior has "
                 f"{prior.schedule.T}; move the label's file away and learn it again with as many"
             )
-        # At level 0, the joint EBM's only one, there is no noise whose coordinates would matter.
-        whitening = prior.generator.whitening
-        if isinstance(prior, DiffusionEBM) and label.whitening != (whitening and whitening.digest):
+        if label.whitening != whitening:
             raise HebmError(
                 f"the label {label.name} was learned on other latents than this prior's: prior.whiten differs, or the "
                 "prior was trained again; move the label's file away and learn it again with "

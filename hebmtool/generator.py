@@ -415,6 +415,11 @@ class Generator(nn.Module):
         self.whitening = whitening.to(self.constant.device)
         return self
 
+    @property
+    def whitening_digest(self) -> str | None:
+        """Which latents these are: `Whitening.digest`, None where nothing is whitened."""
+        return None if self.whitening is None else self.whitening.digest
+
     def residuals(self, u: Tensor) -> Tensor:
         """What `whitened` made u of, or the first dimensions' of it, [N, d]."""
         return u if self.whitening is None else self.whitening.to_u(u)

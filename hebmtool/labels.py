@@ -35,8 +35,7 @@ class LabelEnergy(nn.Module):
         values: its values' names, K of them.
         levels: T, the noise levels it is learned on.
         chosen: list indices of the coupled layers; all when None.
-
-    `whitening` is the digest of that of the latents whose noise levels it is learned on, None where there is none.
+        whitening: digest of that of the latents whose noise levels it was learned on; None where there is none.
     """
 
     def __init__(
@@ -47,10 +46,10 @@ class LabelEnergy(nn.Module):
         generator: Generator,
         config: recipes.Energy,
         chosen: Sequence[int] | None = None,
+        whitening: str | None = None,
     ):
         super().__init__()
-        self.name, self.values, self.levels = name, list(values), levels
-        self.whitening: str | None = None
+        self.name, self.values, self.levels, self.whitening = name, list(values), levels, whitening
         self.energy = Energy(generator, config, outputs=len(self.values), chosen=chosen)
 
     def log_prob(self, walk: TopDown, t: Tensor) -> Tensor:
@@ -126,9 +125,9 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
         prior = checkpoint.recipe(path, header).prior
         chosen = chosen_layers(generator, prior.label_layers)
         values, levels = header.extra["values"], prior.levels
-        label = LabelEnergy(header.extra["label"], values, levels, generator, prior.energy, chosen)
+        name, whitening = header.extra["label"], header.extra.get("whitening")
+        label = LabelEnergy(name, values, levels, generator, prior.energy, chosen, whitening)
         checkpoint.load_into(label, tensors, path)
-        label.whitening = header.extra.get("whitening")
         label.to(generator.constant.device).eval()
         label.energy.settle()
         label.energy.fix()

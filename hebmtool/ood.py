@@ -171,9 +171,10 @@ class Scorer:
         def L_above(k: int) -> Tensor:
             used = generator.L - k  # layers, from the top
             held = generator.slices[used - 1].stop
-            # Under p(z_{<=k} | z_{>k}) the layers below the cut are standard normal residuals.
-            drawn = generator.whitened(torch.cat([u[:, :held], e[:, held:]], dim=1))
-            walk = generator.top_down(drawn) if k else posterior.walk
+            walk = posterior.walk
+            if k:
+                # Under p(z_{<=k} | z_{>k}) the layers below the cut are standard normal residuals.
+                walk = generator.top_down(generator.whitened(torch.cat([u[:, :held], e[:, held:]], dim=1)))
             return generator.likelihood.log_prob(generator.decode(walk), x) - posterior.kl[:, :used].sum(1)
 
         found = torch.stack([L_above(k) for k in cuts], dim=1)

@@ -94,7 +94,7 @@ def _train_label(
         "label": name,
         "values": values,
         "made_of": made_of,
-        "whitening": generator.whitening and generator.whitening.digest,
+        "whitening": generator.whitening_digest,
     }
     if resume and path.is_file() and not train_path.is_file():
         raise HebmError(

@@ -104,7 +104,8 @@ def whitening_of(generator: Generator, images: data.Images, recipe: Recipe) -> W
         HebmError: latents that are not finite.
     """
     D, n, device = generator.D, len(images), generator.constant.device
-    total, products = (torch.zeros(*shape, D, dtype=torch.float64, device=device) for shape in ((), (D,)))
+    total = torch.zeros(D, dtype=torch.float64, device=device)
+    products = torch.zeros(D, D, dtype=torch.float64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
         torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
         for indices in torch.arange(n).split(metrics.BATCH):

@@ -349,8 +349,11 @@ def _against(prior: Prior, q: Tensor, p: Tensor, t: int, seed: int, own: bool = 
     """
     if not isinstance(prior, EBM):
         return test(prior.generator, q, p, None, seed)
-    known = [_energies(prior, u, t) + (prior.generator.whitening_ratio(u) if own else 0) for u in (q, p)]
-    return test(prior.generator, q, p, (known[0], known[1]), seed)
+
+    def known(u: Tensor) -> Tensor:
+        return _energies(prior, u, t) + (prior.generator.whitening_ratio(u) if own else 0)
+
+    return test(prior.generator, q, p, (known(q), known(p)), seed)
 
 
 def _gap(prior: EBM, q: Tensor, p: Tensor, of: str) -> list[Figure]:

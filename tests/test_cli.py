@@ -64,6 +64,13 @@ def equal_weights(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+def copy_generator(runs: Path, folder: Path) -> None:
+    """A run in `folder` with the generator of `digits`, and no prior yet."""
+    folder.mkdir(parents=True)
+    for name in ("recipe.yaml", "generator.safetensors"):
+        shutil.copy(runs / "digits" / name, folder)
+
+
 # Training
 
 
@@ -99,9 +106,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, stage, weights, runs):
     roots = [tmp_path / "whole", tmp_path / "killed"]
     if stage == "train-prior":
         for root in roots:
-            (root / "digits").mkdir(parents=True)
-            for name in ("recipe.yaml", "generator.safetensors"):
-                (root / "digits" / name).write_bytes((runs / "digits" / name).read_bytes())
+            copy_generator(runs, root / "digits")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole = spawn(stage, "digits", "--runs", roots[0], *longer, env=environment)
     killed = spawn(stage, "digits", "--runs", roots[1], *longer, env=environment)
@@ -314,9 +319,7 @@ def test_no_runs_at_all(hebm, tmp_path):
 
 
 def test_a_prior_that_is_not_trained(hebm, runs, tmp_path):
-    (tmp_path / "digits").mkdir()
-    for name in ("recipe.yaml", "generator.safetensors"):
-        (tmp_path / "digits" / name).write_bytes((runs / "digits" / name).read_bytes())
+    copy_generator(runs, tmp_path / "digits")
     status, _, err = hebm("sample", "--prior", "ebm", "--runs", tmp_path)
     message = one_sentence(err)
     assert status == 1 and "ebm" in message and "hebm train-prior" in message and "gaussian" in message
@@ -495,9 +498,7 @@ def test_readjusted_statistics_are_kept_with_the_prior(hebm, copied, tmp_path):
 
 def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, runs, tmp_path):
     for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-        for file in ("recipe.yaml", "generator.safetensors"):
-            shutil.copy(runs / "digits" / file, tmp_path / name)
+        copy_generator(runs, tmp_path / name)
         keys = (*TINY, "--set", f"name={name}", "--set", "prior.whiten=true")
         for updates in (6,) if name == "whole" else (3, 6):
             resume = ["--resume"] * (updates == 6 and name == "parts")
@@ -533,9 +534,7 @@ def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, r
 
 def test_labels_belong_to_the_latents_they_were_learned_on(hebm, runs, tmp_path):
     for name, whiten in (("digits", "true"), ("plain", "false")):
-        (tmp_path / name).mkdir()
-        for file in ("recipe.yaml", "generator.safetensors"):
-            shutil.copy(runs / "digits" / file, tmp_path / name)
+        copy_generator(runs, tmp_path / name)
         keys = (*TINY, "--set", f"name={name}", "--set", f"prior.whiten={whiten}")
         assert hebm("train-prior", "digits", "--runs", tmp_path, *keys)[0] == 0
     shutil.copy(tmp_path / "plain" / "prior-diffusion-ebm.safetensors", tmp_path / "unwhitened")
@@ -568,9 +567,7 @@ def test_more_dimensions_than_can_be_whitened_are_refused_and_the_recipe_kept(he
 def test_another_seed_learns_another_prior_on_the_same_generator(hebm, runs, tmp_path):
     weights = {}
     for name, seed in (("none", "null"), ("same", 0), ("other", 1)):
-        (tmp_path / name).mkdir()
-        for file in ("recipe.yaml", "generator.safetensors"):
-            shutil.copy(runs / "digits" / file, tmp_path / name)
+        copy_generator(runs, tmp_path / name)
         keys = ("--set", f"name={name}", "--set", f"train_prior.seed={seed}", "--set", "prior.objective=cnce")
         status, _, err = hebm("train-prior", "digits", "--runs", tmp_path, *TINY, *keys)
         assert status == 0, err
@@ -587,9 +584,7 @@ def test_a_full_standard_output_is_a_sentence(runs):
 
 def test_a_prior_learned_without_chains_may_change_its_sampler(hebm, runs, tmp_path):
     folder = tmp_path / "digits"
-    folder.mkdir()
-    for name in ("recipe.yaml", "generator.safetensors"):
-        shutil.copy(runs / "digits" / name, folder)
+    copy_generator(runs, folder)
     command = ["train-prior", "digits", "--runs", tmp_path, *TINY, "--set", "prior.objective=nce"]
     status, _, err = hebm(*command)
     assert status == 0, err

@@ -499,10 +499,11 @@ def test_a_closure_is_doubted_where_precision_falls_below_that_of_its_bounds(val
 @pytest.mark.parametrize(("value", "doubted"), [(0.01, False), (0.031, False), (0.074, True)])
 def test_a_closure_is_doubted_where_more_pixels_are_saturated_than_in_its_bounds(value, doubted):
     figures = [
-        evaluate.Figure(name, number, 0.002, of)
-        for of, number in (("gaussian", 0.004), ("ebm", value), ("reconstructions", 0.03))
-        for name in ("saturated",)
-    ] + [evaluate.Figure("closure", 0.9, 0.06, "ebm")]
+        evaluate.Figure("saturated", 0.004, 0.002, "gaussian"),
+        evaluate.Figure("saturated", value, 0.002, "ebm"),
+        evaluate.Figure("saturated", 0.03, 0.002, "reconstructions"),
+        evaluate.Figure("closure", 0.9, 0.06, "ebm"),
+    ]
     sources = [evaluate.Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
     doubts = list(evaluate._doubts(figures, sources))
     assert len(doubts) == doubted and all("saturated 0.074" in doubt for doubt in doubts)
