@@ -17,12 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hebmtool import checkpoint, data, ood, recipe
+from hebmtool import data, recipe
+from hebmtool.compute import pick_device
 from hebmtool.console import note
-from hebmtool.run import Run
-from hebmtool.train_prior import load_prior, train_prior
-from hebmtool.train_vae import train_vae
-from hebmtool.training import HOUSEKEEPING, pick_device
+from hebmtool.metrics import detection
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_prior
+from hebmtool.train.loop import HOUSEKEEPING
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use import score as scoring
 
 PUBLISHED = {
     "VAE": {1: 0.063, 4: 0.337, 5: 0.325, 7: 0.148, 9: 0.104},
@@ -80,20 +85,20 @@ def auprc(run: Run, digit: int, device: torch.device, limit: int | None, draws: 
     prior, test = load_prior(run, settings.prior.kind, device), data.load(settings.data, "test")
     is_digit = test.labels == test.classes.index(str(digit))
     others = (~is_digit).nonzero()[:, 0]
-    chosen_on = others[: ood.calibration(test)]
+    chosen_on = others[: scoring.calibration(test)]
     scored = torch.ones(len(test), dtype=torch.bool)
     scored[chosen_on] = False
     scored = scored.nonzero()[:limit, 0]
     images, positive = test.batch(scored), is_digit[scored].numpy()
     found = {}
     for score in ("energy", "likelihood", "llr"):
-        scorer = ood.Scorer(prior, settings, score, draws=draws)
-        values = ood.in_batches(scorer, images)
-        at = [ood.figures_of_merit(column[~positive], column[positive])["auprc"] for column in values.T]
+        scorer = scoring.Scorer(prior, settings, score, draws=draws)
+        values = scoring.in_batches(scorer, images)
+        at = [detection.figures_of_merit(column[~positive], column[positive])["auprc"] for column in values.T]
         if score == "likelihood":
             found[score] = at[0]
             continue
-        cut, _ = ood.blind_cut(ood.Scorer(prior, settings, score, draws=1), test.batch(chosen_on))
+        cut, _ = scoring.blind_cut(scoring.Scorer(prior, settings, score, draws=1), test.batch(chosen_on))
         found |= {score: at[scorer.cuts.index(cut)], f"{score}, best cut": max(at)}
         note(f"{score}: chosen cut {cut}; AUPRC by cut {dict(zip(scorer.cuts, np.round(at, 3).tolist(), strict=True))}")
     return found

@@ -23,13 +23,18 @@ import numpy as np
 import torch
 from anomaly import PUBLISHED, done, same_settings, table
 
-from hebmtool import data, infer, inpaint, mask, metrics, ood, recipe, reconstruct
+from hebmtool import data, recipe
+from hebmtool.compute import pick_device
 from hebmtool.console import note
+from hebmtool.data import masks
 from hebmtool.errors import HebmError
-from hebmtool.flow import load_flow
-from hebmtool.run import Run
-from hebmtool.train_flow import KIND, train_flow
-from hebmtool.training import pick_device
+from hebmtool.metrics import detection
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_flow
+from hebmtool.train.flow import KIND, train_flow
+from hebmtool.use import infer, inpaint
+from hebmtool.use import reconstruct as reconstruction
+from hebmtool.use import score as scoring
 
 RECOVER = [
     *("data.limit=10000", "flow.persistent=true", "flow.steps=5", "train_prior.batch_size=128"),
@@ -70,7 +75,7 @@ def priors(options: argparse.Namespace) -> None:
             run = trained(options, f"mnist-{'flow' if name == 'flow' else 'normal'}-{seed}", *keys, f"seed={seed}")
             model, settings = load_flow(run, options.device), run.recipe()
             test = data.load(settings.data, "test").batch(range(options.images))
-            _, errors = reconstruct.reconstruct(infer.Inference(model, settings), test)
+            _, errors = reconstruction.reconstruct(infer.Inference(model, settings), test)
             fd = run.figures()[KIND]["fd"]
             found[name].append({"fd": math.nan if fd is None else fd, "mse": errors.mse.mean().item()})
     rows = []
@@ -88,7 +93,7 @@ def nearest(training: data.Images, images: torch.Tensor, hidden: torch.Tensor) -
     visible = ~hidden.expand_as(images)
     found = []
     for image, seen in zip(images.float(), visible.float(), strict=True):
-        square = [((part - image) * seen).square().flatten(1).sum(1) for part in metrics.batches(training)]
+        square = [((part - image) * seen).square().flatten(1).sum(1) for part in training.batches()]
         which = torch.cat(square).topk(NEIGHBOURS, largest=False).indices
         found.append(training.batch(which).double().mean(0).round().to(torch.uint8))
     return torch.stack(found)
@@ -102,11 +107,11 @@ def inpainting(options: argparse.Namespace) -> None:
     mean = training.batch(range(min(10000, len(training)))).double().mean(0, keepdim=True).round().to(torch.uint8)
     rows = []
     for word in ("center:0.5", "center:0.25"):
-        hidden = mask.parse(word, test.shape)(range(len(images)))
+        hidden = masks.parse(word, test.shape)(range(len(images)))
         completed = inpaint.inpaint(infer.Inference(model, settings), images, hidden, options.draws)
         each, of_mean = inpaint.hidden_errors(completed, images, hidden)
         filled, near = (
-            reconstruct.errors(fill, images, hidden)
+            reconstruction.errors(fill, images, hidden)
             for fill in (mean.expand_as(images), nearest(training, images, hidden))
         )
         psnr = [errors.pooled() for errors in (filled, near, each, of_mean)]
@@ -129,7 +134,7 @@ def recovery(options: argparse.Namespace) -> None:
         which = range(min(options.images, len(training)))
         originals, hidden = (
             training.batch(which),
-            mask.missing(settings.data, training, settings.seed)(which),
+            masks.missing(settings.data, training, settings.seed)(which),
         )
         completed = inpaint.inpaint(infer.Inference(model, settings), originals, hidden, options.draws)
         each, of_mean = inpaint.hidden_errors(completed, originals, hidden)
@@ -138,7 +143,7 @@ def recovery(options: argparse.Namespace) -> None:
             for image, gone in zip(originals, hidden, strict=True)
         ]
         smooth = torch.from_numpy(np.stack(smooth)).clamp(0, 1).mul(255).round().to(torch.uint8)[:, None]
-        errors = reconstruct.errors(smooth, originals, hidden)
+        errors = reconstruction.errors(smooth, originals, hidden)
         psnr = [found.pooled() for found in (errors, each, of_mean)]
         rows.append([f"{share:.0%}", *(f"{value:.2f}" for value in psnr), f"{psnr[2] - psnr[0]:+.2f}"])
     table(["missing", "biharmonic", "one draw", f"mean of {options.draws}", "gain, dB"], *rows)
@@ -155,14 +160,14 @@ def anomaly(options: argparse.Namespace) -> None:
         which = range(min(options.scored or len(test), len(test)))
         positive = (test.labels[: len(which)] == test.classes.index(str(digit))).numpy()
         inference, log_z, log_x = infer.Inference(model, settings, options.steps), [], []
-        for part in torch.tensor(which).split(ood.BATCH):
+        for part in torch.tensor(which).split(scoring.BATCH):
             images = test.batch(part)
             z, x = inference(images)[:, 0], infer.as_grey(images, settings.data).to(options.device)
             log_z.append(model.log_density(z).cpu())
             log_x.append(model.log_pixels(z, x).cpu())
         log_z, log_x = torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
         for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
-            ours[name][digit] = ood.figures_of_merit(scores[~positive], scores[positive])["auprc"]
+            ours[name][digit] = detection.figures_of_merit(scores[~positive], scores[positive])["auprc"]
         note(f"digit {digit}: {positive.sum()} of {len(positive)} images; {ours['log p(z, x)'][digit]:.3f}")
     rows = {f"{name}, published": row for name, row in rows.items()} | {
         f"flow, {name}": row for name, row in ours.items()

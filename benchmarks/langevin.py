@@ -34,11 +34,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from plain import Plain
 
-from hebmtool import langevin, recipe
+from hebmtool import recipe
+from hebmtool.chains import langevin
+from hebmtool.compute import pick_device
 from hebmtool.console import note
-from hebmtool.generator import Generator
-from hebmtool.prior import EBM, make_prior
-from hebmtool.training import Ema, pick_device
+from hebmtool.generator.tower import Generator
+from hebmtool.prior.ebm import EBM
+from hebmtool.prior.kinds import make_prior
+from hebmtool.train.loop import Ema
 
 SMALL = ["generator.encoder_channels=32", "generator.decoder_channels=32", "prior.energy.width=32"]
 # name: recipe, overrides, image shape, batch on a CPU, batch on a GPU, K of a measured recovery update

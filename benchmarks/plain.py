@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from hebmtool.energy import sinusoidal
-from hebmtool.generator import Generator
-from hebmtool.layers import ELU
-from hebmtool.prior import EBM
+from hebmtool.generator.layers import ELU
+from hebmtool.generator.tower import Generator
+from hebmtool.prior.ebm import EBM
+from hebmtool.prior.energy import sinusoidal
 
 
 def spectral(conv, x: Tensor) -> Tensor:

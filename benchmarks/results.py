@@ -26,13 +26,19 @@ import numpy as np
 import torch
 from anomaly import same_settings, stage_one, stage_two, table
 
-from hebmtool import checkpoint, data, metrics, recipe
+from hebmtool import data, recipe
+from hebmtool.compute import pick_device
 from hebmtool.console import note
-from hebmtool.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
-from hebmtool.prior import EBM, DiffusionEBM, Prior, Steps
-from hebmtool.run import Run
-from hebmtool.train_prior import SAMPLER, load_prior, train_prior
-from hebmtool.training import pick_device
+from hebmtool.judge import closure as closures
+from hebmtool.judge.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
+from hebmtool.metrics import distances
+from hebmtool.metrics.features import load_features
+from hebmtool.prior.base import Prior, Steps
+from hebmtool.prior.ebm import EBM, DiffusionEBM
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_prior
+from hebmtool.train.prior import SAMPLER, train_prior
 
 NAMES = {"gaussian": "Gaussian", EBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
 FIGURES = ("FD", "closure", "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
@@ -121,15 +127,15 @@ class Judge:
     def __init__(self, options: argparse.Namespace, run: Run):
         self.options, self.recipe = options, run.recipe()
         images, test = (data.load(self.recipe.data, split) for split in ("train", "test"))
-        self.n = metrics.sizes(options.samples, images, test)
-        self.features = metrics.load_features(options.features, images.shape, options.device)
-        self.reference = self.features(torch.cat(list(metrics.batches(test))))
+        self.n = closures.sizes(options.samples, images, test)
+        self.features = load_features(options.features, images.shape, options.device)
+        self.reference = self.features(torch.cat(list(test.batches())))
         gaussian = load_prior(run, GAUSSIAN, options.device)
-        reconstructed = metrics.reconstructions(gaussian.generator, images, self.recipe, self.n)
+        reconstructed = closures.reconstructions(gaussian.generator, images, self.recipe, self.n)
         self.bounds = self.features(self.draw(gaussian)), self.features(reconstructed)
 
     def draw(self, prior: Prior, steps: Steps = None) -> torch.Tensor:
-        return metrics.prior_images(prior, self.n, metrics.draw_seed(self.recipe), steps)
+        return closures.prior_images(prior, self.n, closures.draw_seed(self.recipe), steps)
 
     def row(self, prior: Prior, steps: Steps) -> list[str]:
         """Gradients, FD, closure, seconds per 1000 images."""
@@ -137,9 +143,9 @@ class Judge:
         drawn = self.draw(prior, steps)
         seconds = 1000 * (time.perf_counter() - started) / self.n
         sets = [self.bounds[0], self.features(drawn), self.bounds[1]]
-        drawn = metrics.bootstrap_distances(sets, self.reference)
-        fd = [metrics.frechet_distance(each, self.reference) for each in sets]
-        found = metrics.closed(prior.kind, fd, drawn, self.n, len(self.reference), self.features.name)
+        drawn = distances.bootstrap_distances(sets, self.reference)
+        fd = [distances.frechet_distance(each, self.reference) for each in sets]
+        found = closures.closed(prior.kind, fd, drawn, self.n, len(self.reference), self.features.name)
         closure = "undefined" if found.closure is None else f"{found.closure:.3f} ± {found.error:.3f}"
         return [str(prior.gradients(steps)), f"{fd[1]:.3f} ± {drawn[:, 1].std(ddof=1):.3f}", closure, f"{seconds:.1f}"]
 

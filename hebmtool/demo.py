@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from hebmtool import data, metrics, picture, recipe
+from hebmtool import data, picture, recipe
 from hebmtool.errors import HebmError
-from hebmtool.run import Run
-from hebmtool.train_prior import load_prior, train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool.judge import closure as closures
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_prior
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
 
 SHOWN, COLUMNS = 64, 8
 
@@ -18,7 +20,7 @@ SHOWN, COLUMNS = 64, 8
 class Demo:
     run: Path
     picture: Path
-    closure: metrics.Closure
+    closure: closures.Closure
 
 
 def demo(root: Path, device: torch.device) -> Demo:
@@ -36,20 +38,20 @@ def demo(root: Path, device: torch.device) -> Demo:
     return Demo(run.path, path, closure)
 
 
-def prior_picture(run: Run, closure: metrics.Closure, device: torch.device):
+def prior_picture(run: Run, closure: closures.Closure, device: torch.device):
     """Samples of the Gaussian prior beside those of the trained one beside reconstructions, with their FDs."""
     settings = run.recipe()
     trained, gaussian = load_prior(run, closure.kind, device), load_prior(run, "gaussian", device)
     images = data.load(settings.data, "train")
     parts = [
-        (f"Gaussian prior\nFD {closure.fd_gaussian:.2f}", metrics.prior_images(gaussian, SHOWN, settings.seed)),
+        (f"Gaussian prior\nFD {closure.fd_gaussian:.2f}", closures.prior_images(gaussian, SHOWN, settings.seed)),
         (
             f"{closure.kind} prior\nFD {closure.fd_prior:.2f}, closure {closure.closure:.2f}",
-            metrics.prior_images(trained, SHOWN, settings.seed),
+            closures.prior_images(trained, SHOWN, settings.seed),
         ),
         (
             f"Reconstructions\nFD {closure.fd_reconstruction:.2f}",
-            metrics.reconstructions(trained.generator, images, settings, SHOWN),
+            closures.reconstructions(trained.generator, images, settings, SHOWN),
         ),
     ]
     return picture.panels(parts, COLUMNS)

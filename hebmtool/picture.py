@@ -11,13 +11,18 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hebmtool import checkpoint
+from hebmtool import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 GAP = 2  # pixels between images, after enlarging
+
+
 SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
+
+
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -103,7 +108,7 @@ def plot_to_png(plot: "Figure", dpi: int = 110) -> bytes:
 
 def save(picture: Image.Image, path: Path | str) -> None:
     """Write a PNG beside `path`, then rename.  Raises HebmError when it cannot be written."""
-    checkpoint.write_bytes(path, to_png(picture))
+    files.write_bytes(path, to_png(picture))
 
 
 def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:

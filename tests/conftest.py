@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from hebmtool import cli, recipe
-from hebmtool.generator import Generator
+from hebmtool import recipe
+from hebmtool.cli import main
+from hebmtool.generator.tower import Generator
 
 TINY = {
     "scales": 2,
@@ -46,7 +47,7 @@ def hebm(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         return stopped.value.code, out, err
 

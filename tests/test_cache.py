@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hebmtool import cache, data
-from hebmtool.metrics import Features
+from hebmtool import data
+from hebmtool.metrics import cache
+from hebmtool.metrics.features import Features
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from hebmtool import chains, recipe
-from hebmtool.prior import Noise, make_prior
+from hebmtool import recipe
+from hebmtool.metrics import mixing
+from hebmtool.noise import Noise
+from hebmtool.prior.kinds import make_prior
 
 CHAINS = ["langevin", "preconditioned", "underdamped"]
 
@@ -25,7 +27,7 @@ def make(generator, kind="diffusion-ebm", chain="underdamped", **keys):
 def test_recording_leaves_the_chain_alone(generator, kind, chain):
     prior = make(generator, kind, chain)
     alone = prior.sample(Noise(0, range(3), generator.D))
-    trace, watched = chains.trajectory(prior, Noise(0, range(3), generator.D), 4)
+    trace, watched = mixing.trajectory(prior, Noise(0, range(3), generator.D), 4)
     assert torch.equal(alone, watched)
     assert "F" not in vars(prior)
     levels = [2] * 4 + [1] * 4 + [0] * 4 if kind == "diffusion-ebm" else [0] * 4
@@ -36,7 +38,7 @@ def test_recording_leaves_the_chain_alone(generator, kind, chain):
 
 def test_a_failing_chain_leaves_the_prior_whole(generator):
     prior = make(generator)
-    with pytest.raises(ZeroDivisionError), chains.recorded(prior):
+    with pytest.raises(ZeroDivisionError), mixing.recorded(prior):
         raise ZeroDivisionError
     assert "F" not in vars(prior)
 
@@ -44,7 +46,7 @@ def test_a_failing_chain_leaves_the_prior_whole(generator):
 def test_rows_are_what_the_energy_says(generator, monkeypatch):
     prior = make(generator)
     monkeypatch.setattr(prior, "F", lambda u, t: -0.5 * 0.3 * u.square().sum(1))
-    trace, _ = chains.trajectory(prior, Noise(0, range(5), generator.D), 3)
+    trace, _ = mixing.trajectory(prior, Noise(0, range(5), generator.D), 3)
     squared = trace.norm * generator.D
     assert torch.allclose(trace.G, -0.15 * squared, rtol=1e-5)
     assert torch.allclose(trace.slope, 0.3 * squared.sqrt(), rtol=1e-5)
@@ -55,7 +57,7 @@ def test_without_an_energy_every_coordinate_has_half_a_nat(generator, monkeypatc
     """The conditional is Gaussian, and the energy half a chi-squared."""
     prior = make(generator, chain=chain)
     monkeypatch.setattr(prior, "F", lambda u, t: 0 * u.sum(1))
-    trace, _ = chains.trajectory(prior, Noise(0, range(200), generator.D), 5)
+    trace, _ = mixing.trajectory(prior, Noise(0, range(200), generator.D), 5)
     for level in range(3):
         last = trace.energy[trace.level == level][-1]
         n = last.numel() * generator.D
@@ -74,24 +76,24 @@ def ar1(phi, steps, n):
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.5])
 def test_the_autocorrelation_of_an_autoregression(phi):
-    each = chains.autocovariance(ar1(phi, 2000, 40))
+    each = mixing.autocovariance(ar1(phi, 2000, 40))
     rho = each.mean(1)
     assert torch.allclose(rho[:6], phi ** torch.arange(6, dtype=torch.float64), atol=0.03)
-    tau, resolved = chains.autocorrelation_time(rho)
+    tau, resolved = mixing.autocorrelation_time(rho)
     assert resolved
     assert tau == pytest.approx((1 + phi) / (1 - phi), rel=0.12)
 
 
 def test_coordinates_are_averaged_each_about_its_own_mean():
     series = torch.stack([ar1(0.5, 1000, 20), 7 + 3 * ar1(0.9, 1000, 20)], dim=2)
-    rho = chains.autocovariance(series).mean(1)
+    rho = mixing.autocovariance(series).mean(1)
     assert rho[1].item() == pytest.approx(0.7, abs=0.03)
 
 
 def test_chains_stuck_in_different_places_do_not_look_mixed():
     stuck = ar1(0.2, 400, 20) + 3 * torch.randn(20)
-    assert not chains.autocorrelation_time(chains.autocovariance(stuck).mean(1))[1]
-    slow = chains._time("time", ar1(0.999, 60, 20), "ebm", None)
+    assert not mixing.autocorrelation_time(mixing.autocovariance(stuck).mean(1))[1]
+    slow = mixing._time("time", ar1(0.999, 60, 20), "ebm", None)
     assert "too short" in slow.note
 
 
@@ -101,17 +103,17 @@ def test_chains_stuck_in_different_places_do_not_look_mixed():
 @pytest.mark.parametrize("chain", CHAINS)
 def test_diagnostics(generator, chain):
     prior = make(generator, chain=chain)
-    d = chains.diagnose(prior, torch.randn(30, generator.D), images=6, chain=40)
+    d = mixing.diagnose(prior, torch.randn(30, generator.D), images=6, chain=40)
     assert (d.steps, len(d.short.G), len(d.long.G), len(d.relaxed.G)) == (4, 12, 120, 40)
     assert [len(columns) for columns in d.layers] == [8, 32]
     assert d.relaxed.u.shape == (40, 6, 40)
-    found = {(f.name, f.layer): f for f in chains.figures(d)}
+    found = {(f.name, f.layer): f for f in mixing.figures(d)}
     assert found["G at 4 steps", None].value == pytest.approx(d.short_G.mean().item())
     assert found["RMS of u at 40 steps", None].value == pytest.approx(d.long_u.square().mean(1).sqrt().mean().item())
     drift = found["G at 40 steps", None].value - found["G at 4 steps", None].value
     assert found["G drift", None].value == pytest.approx(drift, abs=1e-5)
     assert {layer for name, layer in found if name == "autocorrelation time"} == {1, 2}
-    again = chains.diagnose(prior, torch.randn(30, generator.D), images=6, chain=40)
+    again = mixing.diagnose(prior, torch.randn(30, generator.D), images=6, chain=40)
     assert torch.equal(again.relaxed.G, d.relaxed.G)
 
 
@@ -119,6 +121,6 @@ def test_a_chain_that_runs_away_shows_as_drift(generator, monkeypatch):
     """G grows without bound in every direction, faster than the Gaussian holds it."""
     prior = make(generator, "ebm")
     monkeypatch.setattr(prior, "F", lambda u, t: 0.55 * u.square().sum(1))
-    d = chains.diagnose(prior, torch.randn(20, generator.D), images=8, chain=20)
-    found = {f.name: f for f in chains.figures(d)}
+    d = mixing.diagnose(prior, torch.randn(20, generator.D), images=8, chain=20)
+    found = {f.name: f for f in mixing.figures(d)}
     assert found["RMS drift"].value > 5 * found["RMS drift"].error > 0

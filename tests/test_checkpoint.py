@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hebmtool import checkpoint
+from hebmtool import files
 from hebmtool.errors import HebmError
 from hebmtool.recipe import Recipe
+from hebmtool.run import checkpoint
 
 
 def save(path, tensors=None, **changes):
@@ -174,7 +175,7 @@ def test_failed_serialisation_is_a_sentence(path, monkeypatch):
 
 def test_failed_append_restores_the_end_of_the_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    checkpoint.append_line(path, "one")
+    files.append_line(path, "one")
 
     class Short:
         """A file on a disk that takes three bytes more."""
@@ -199,7 +200,7 @@ def test_failed_append_restores_the_end_of_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "open", short_open, raising=False)
     with pytest.raises(HebmError, match="no space left"):
-        checkpoint.append_line(path, "second")
+        files.append_line(path, "second")
     assert path.read_text() == "one\n"
 
 
@@ -254,17 +255,17 @@ def test_full_disk(tmp_path):
 
 def test_write_text_replaces_and_makes_folders(tmp_path):
     path = tmp_path / "a" / "recipe.yaml"
-    checkpoint.write_text(path, "first, longer")
-    checkpoint.write_text(path, "é")
+    files.write_text(path, "first, longer")
+    files.write_text(path, "é")
     assert path.read_text("utf-8") == "é" and names(path.parent) == ["recipe.yaml"]
 
 
 def test_append_line_begins_afresh_after_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    checkpoint.append_line(path, "a")
+    files.append_line(path, "a")
     with path.open("a") as file:
         file.write('{"half')
-    checkpoint.append_line(path, "b")
+    files.append_line(path, "b")
     assert path.read_text() == 'a\n{"half\nb\n'
 
 

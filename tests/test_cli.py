@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from hebmtool import checkpoint, train_prior
+from hebmtool.run import checkpoint
+from hebmtool.train import prior as train_prior
 
 TINY = [
     *("--set", "generator.layers_per_scale=1", "--set", "generator.latent_channels=2"),

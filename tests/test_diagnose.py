@@ -6,12 +6,13 @@ import math
 import pytest
 from PIL import Image
 
-from hebmtool import diagnose, recipe
-from hebmtool.figures import Figure
-from hebmtool.run import Run
-from hebmtool.train_prior import train_prior
-from hebmtool.train_vae import train_vae
-from hebmtool.training import pick_device
+from hebmtool import recipe
+from hebmtool.compute import pick_device
+from hebmtool.judge import diagnose
+from hebmtool.metrics.figures import Figure
+from hebmtool.run.folder import Run
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
 
 TINY = [
     *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=4"),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hebmtool import recipe
-from hebmtool.energy import Energy, SpectralConv, sinusoidal
-from hebmtool.generator import TopDown
-from hebmtool.prior import KINDS, make_prior
+from hebmtool.generator.tower import TopDown
+from hebmtool.prior.energy import Energy, SpectralConv, sinusoidal
+from hebmtool.prior.kinds import KINDS, make_prior
 
 READS = ["z", "z+state"]
 READOUTS = ["sum", "strided"]
@@ -208,7 +208,7 @@ def test_every_parameter_receives_a_gradient(generator, kind, objective, chain, 
 
 def test_averaged_weights_are_normalised_too(generator):
     """The power iteration's vectors are directions: their average is not one, and would let the weights grow."""
-    from hebmtool.training import Ema
+    from hebmtool.train.loop import Ema
 
     torch.manual_seed(0)
     energy = Energy(generator, recipe.Energy(width=8, spectral_norm=True))

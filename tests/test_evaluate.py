@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from hebmtool import checkpoint, compare, data, evaluate, inception, metrics, picture, recipe
+from hebmtool import data, files, picture, recipe
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.run import Run
-from hebmtool.sample import sample
-from hebmtool.train_prior import STATISTICS, load_prior, train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool.judge import closure as closures
+from hebmtool.judge import compare as comparison
+from hebmtool.judge import evaluate
+from hebmtool.metrics import distances, inception
+from hebmtool.metrics import distances as metrics
+from hebmtool.metrics.features import BATCH, load_features
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import STATISTICS, load_prior
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
 TINY = [
@@ -76,20 +84,20 @@ def test_figures_are_those_of_the_images_themselves(run):
     found = evaluate.evaluate(run, CPU)
     settings = run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    features = metrics.load_features(None, images.shape, CPU)
+    features = load_features(None, images.shape, CPU)
     reference = features(test.batch(range(len(test))))
     near = reference[np.random.default_rng(0).permutation(len(reference))[:40]]  # as many as are judged
-    radii = metrics.neighbour_radii(near)
+    radii = distances.neighbour_radii(near)
     prior = load_prior(run, "ebm", CPU)
     seen = {
-        "ebm": features(metrics.prior_images(prior, 40, metrics.draw_seed(settings))),
-        "reconstructions": features(metrics.reconstructions(prior.generator, images, settings, 40)),
+        "ebm": features(closures.prior_images(prior, 40, closures.draw_seed(settings))),
+        "reconstructions": features(closures.reconstructions(prior.generator, images, settings, 40)),
     }
     for name, x in seen.items():
-        assert values(found, "FD")[name] == pytest.approx(metrics.frechet_distance(x, reference), rel=1e-5)
+        assert values(found, "FD")[name] == pytest.approx(distances.frechet_distance(x, reference), rel=1e-5)
         kid = [values(found, "KID")[name], errors(found, "KID")[name], values(found, "KID spread")[name]]
-        assert kid == pytest.approx(metrics.kernel_distance(x, reference), rel=1e-5)
-        for figure, term in metrics.neighbourhoods(x, near, radii).items():
+        assert kid == pytest.approx(distances.kernel_distance(x, reference), rel=1e-5)
+        for figure, term in distances.neighbourhoods(x, near, radii).items():
             assert values(found, figure)[name] == pytest.approx(term.mean())
 
 
@@ -98,7 +106,7 @@ def hole(monkeypatch):
     """Perfect reconstructions: training of a few seconds leaves none to speak of, and so no hole to close."""
 
     def reconstruct(generator, images, recipe, n, draw=0):
-        yield from images.batch(torch.arange(draw * n, (draw + 1) * n) % len(images)).split(metrics.BATCH)
+        yield from images.batch(torch.arange(draw * n, (draw + 1) * n) % len(images)).split(BATCH)
 
     monkeypatch.setattr(metrics, "reconstruct", reconstruct)
 
@@ -113,9 +121,9 @@ def test_distances_are_those_training_ends_with(run):
 def test_closure_is_that_of_each_prior_alone(run, hole):
     found, settings = evaluate.evaluate(run, CPU), run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    features = metrics.load_features(None, images.shape, CPU)
+    features = load_features(None, images.shape, CPU)
     for kind in ("ebm", "diffusion-ebm"):
-        alone = metrics.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closures.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
         assert values(found, "closure")[kind] == pytest.approx(alone.closure, rel=1e-5)
         assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
 
@@ -152,11 +160,13 @@ def test_one_kind_with_other_steps(run):
 def test_fast_draws_as_sampling_does(run):
     found = evaluate.evaluate(run, CPU, "diffusion-ebm", fast=True)
     prior = load_prior(run, "diffusion-ebm", CPU, precision="bf16")
-    draws = metrics.draw_seed(run.recipe(), 0)
-    images = torch.cat(list(sample(prior, 40, draws, metrics.BATCH, steps=prior.fast_steps())))
-    features = metrics.load_features(None, images.shape[1:], CPU)
+    draws = closures.draw_seed(run.recipe(), 0)
+    images = torch.cat(list(sample(prior, 40, draws, BATCH, steps=prior.fast_steps())))
+    features = load_features(None, images.shape[1:], CPU)
     reference = features(data.load(run.recipe().data, "test").batch(range(180)))
-    assert values(found, "FD")["diffusion-ebm"] == pytest.approx(metrics.frechet_distance(features(images), reference))
+    assert values(found, "FD")["diffusion-ebm"] == pytest.approx(
+        distances.frechet_distance(features(images), reference)
+    )
     assert found.provenance["steps"] == "fast" and set(values(found, "closure")) <= {"diffusion-ebm"}
 
 
@@ -195,10 +205,12 @@ def test_repeats_are_independent_draws(run, hole):
     again = evaluate.evaluate(run, CPU, "ebm", repeats=3)
     settings = run.recipe()
     test = data.load(settings.data, "test")
-    features = metrics.load_features(None, test.shape, CPU)
+    features = load_features(None, test.shape, CPU)
     reference, prior = features(test.batch(range(len(test)))), load_prior(run, "ebm", CPU)
     fd = [
-        metrics.frechet_distance(features(metrics.prior_images(prior, 40, metrics.draw_seed(settings, i))), reference)
+        distances.frechet_distance(
+            features(closures.prior_images(prior, 40, closures.draw_seed(settings, i))), reference
+        )
         for i in range(3)
     ]
     assert fd[0] == pytest.approx(values(single, "FD")["ebm"], rel=1e-5) and len(set(fd)) == 3
@@ -219,7 +231,7 @@ def test_later_reconstructions_are_of_other_images(run):
     watched = data.Images(len(images), images.shape, lambda indices: (read.extend(indices), images.batch(indices))[1])
     n = len(images) - 10
     for draw in (0, 1):
-        assert sum(map(len, metrics.reconstruct(generator, watched, settings, n, draw))) == n
+        assert sum(map(len, closures.reconstruct(generator, watched, settings, n, draw))) == n
     assert read[:n] == list(range(n))
     assert read[n:] == [*range(n, n + 10), *range(n - 10)]
 
@@ -248,9 +260,9 @@ def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
     assert list(fd) == ["gaussian", own[0], "ebm", "diffusion-ebm", "reconstructions", own[1]]
     settings = run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    features = metrics.load_features(None, images.shape, CPU)
+    features = load_features(None, images.shape, CPU)
     for kind, (gaussian, floor) in (("ebm", own), ("diffusion-ebm", ("gaussian", "reconstructions"))):
-        alone = metrics.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closures.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
         assert values(found, "closure")[kind] == (
             None if alone.closure is None else pytest.approx(alone.closure, rel=1e-4)
         )
@@ -290,7 +302,7 @@ def network(monkeypatch, cleanfid, tmp_path):
 def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
     found = evaluate.evaluate(run, CPU, "ebm", samples=24, fid=["clean", "legacy_pytorch", "clean"])
     test = data.load(run.recipe().data, "test")
-    samples = metrics.prior_images(load_prior(run, "ebm", CPU), 24, metrics.draw_seed(run.recipe()))
+    samples = closures.prior_images(load_prior(run, "ebm", CPU), 24, closures.draw_seed(run.recipe()))
     for folder, batch in (("samples", samples), ("test", test.batch(range(len(test))))):
         (network / folder).mkdir()
         for i, image in enumerate(batch):
@@ -303,7 +315,7 @@ def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
     assert set(values(found, "IS")) == {"gaussian", "ebm", "reconstructions"}
     assert all(1 <= value <= 2 for value in values(found, "IS").values())
     named = {each["name"]: each["sha256"] for each in found.provenance["features"]}
-    assert named["Inception (clean)"] == checkpoint.digest(network / "clean.pt")[:12]
+    assert named["Inception (clean)"] == files.digest(network / "clean.pt")[:12]
     assert list(named) == ["embedded", "Inception (clean)", "Inception (legacy_pytorch)"]
 
 
@@ -322,9 +334,9 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "repeats": 1,
         "steps": None,
         "reference": 0,
-        "features": [{"name": "embedded", "sha256": checkpoint.digest(metrics.embedded.PATH)[:12]}],
+        "features": [{"name": "embedded", "sha256": files.digest(distances.embedded.PATH)[:12]}],
         "checkpoints": {
-            name: checkpoint.digest(run.path / name)[:12]
+            name: files.digest(run.path / name)[:12]
             for name in ("generator.safetensors", "prior-ebm.safetensors", "prior-diffusion-ebm.safetensors")
         },
         "hebmtool": found.provenance["hebmtool"],
@@ -332,7 +344,7 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "device": 0,
     }
     assert "closure" in run.figures()  # what was there stays
-    assert [figure.name for figure in compare.kept(run).figures] == [figure.name for figure in found.figures]
+    assert [figure.name for figure in comparison.kept(run).figures] == [figure.name for figure in found.figures]
 
 
 def test_figures_that_cannot_be_kept_are_still_given(run, monkeypatch, capsys):
@@ -349,29 +361,29 @@ def test_compare_says_what_differs(runs):
     one, other = Run.open("digits", runs), Run.open("other", runs)
     evaluate.evaluate(one, CPU, samples=20)
     evaluate.evaluate(other, CPU, "ebm", samples=20)
-    alike = compare.compare([one, other, one])
+    alike = comparison.compare([one, other, one])
     kinds = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
     assert list(alike.columns) == [*(f"digits/{kind}" for kind in kinds), *(f"other/{k}" for k in kinds if k[0] != "d")]
     assert not any("reconstructions" in prior for prior in alike.priors) and len(alike.priors) == 5
     assert alike.warnings == []
     evaluate.evaluate(other, CPU, "ebm", samples=12, seed=3)
-    (warning,) = compare.compare([one, other]).warnings
+    (warning,) = comparison.compare([one, other]).warnings
     assert "images per set 20 (digits), 12 (other)" in warning and "seed 0 (digits), 3 (other)" in warning
     assert "feature" not in warning and "\n" not in warning
 
 
 def test_compare_notices_a_run_trained_since(run):
     evaluate.evaluate(run, CPU, "ebm", samples=8)
-    assert compare.compare([run]).warnings == []
+    assert comparison.compare([run]).warnings == []
     run.prior_path("ebm").write_bytes(b"other")
-    (warning,) = compare.compare([run]).warnings
+    (warning,) = comparison.compare([run]).warnings
     assert "the figures of digits are of other checkpoints than it has now" in warning
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
     evaluate.evaluate(run, CPU, "ebm", samples=8)
     shutil.copytree(run.path, tmp_path / "elsewhere" / "digits")
-    found = compare.compare([run, Run(tmp_path / "elsewhere" / "digits")])
+    found = comparison.compare([run, Run(tmp_path / "elsewhere" / "digits")])
     assert {column.rpartition("/")[0] for column in found.columns} == {
         str(run.path),
         str(tmp_path / "elsewhere" / "digits"),
@@ -389,13 +401,13 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
     assert head.split() == ["gaussian", "ebm", "reconstructions"]
     assert [row.split()[0] for row in rows[:3]] == ["FD", "closure", "KID"]
     assert f"command: hebm evaluate digits --runs {runs} --prior ebm --samples 20" in rows
-    digest = checkpoint.digest(runs / "digits" / "prior-ebm.safetensors")[:12]
+    digest = files.digest(runs / "digits" / "prior-ebm.safetensors")[:12]
     for words in (
         digest,
         torch.__version__,
         "seed 0",
         "20 images per set",
-        checkpoint.digest(metrics.embedded.PATH)[:12],
+        files.digest(distances.embedded.PATH)[:12],
     ):
         assert words in out
 

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from hebmtool import data, evidence, recipe
-from hebmtool.metropolis import Move, density, step_size
-from hebmtool.prior import EBM, make_prior
+from hebmtool import data, recipe
+from hebmtool.chains.metropolis import Move, density, step_size
+from hebmtool.metrics import evidence
+from hebmtool.prior.ebm import EBM
+from hebmtool.prior.kinds import make_prior
 
 C, SLOPE, D = 1.5, 0.6, 6
 

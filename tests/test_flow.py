@@ -10,11 +10,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from hebmtool import checkpoint, data, flow_match, ood, recipe
-from hebmtool.flow import FlowModel, TopDownNetwork, load_flow
-from hebmtool.prior import Noise
-from hebmtool.run import Run
-from hebmtool.short_run import adjusted, short_run
+from hebmtool import data, recipe
+from hebmtool.chains.short_run import adjusted, short_run
+from hebmtool.metrics import flow_match
+from hebmtool.noise import Noise
+from hebmtool.prior.flow import FlowModel, TopDownNetwork
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_flow
+from hebmtool.use import score as scoring
 
 TINY = [
     *("--set", "flow.latent=4", "--set", "flow.width=4", "--set", "flow.hidden=8", "--set", "flow.transforms=2"),
@@ -243,7 +247,7 @@ def runs(tmp_path_factory):
 
 
 def train(root, iterations, *more, resume=False):
-    from hebmtool.train_flow import train_flow
+    from hebmtool.train.flow import train_flow
 
     settings = recipe.load("digits-flow", [*TINY[1::2], f"train_prior.iterations={iterations}", *more])
     with Run.create(root, settings, resume) as run:
@@ -346,7 +350,7 @@ def test_the_score_is_the_log_joint_at_the_inferred_latent(runs):
     run = Run.open("digits-flow", runs)
     model, settings = load_flow(run, torch.device("cpu")), run.recipe()
     images = data.load(settings.data, "test").batch(range(4))
-    scorer = ood.PosteriorScorer(model, settings)
+    scorer = scoring.PosteriorScorer(model, settings)
     scores = scorer(images)
     assert scores.shape == (4, 1) and torch.allclose(scores[2:], scorer(images[2:]), atol=1e-3)
     z = scorer.inference(images)[:, 0]

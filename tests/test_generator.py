@@ -8,9 +8,10 @@ from torch import nn
 
 from hebmtool import recipe
 from hebmtool.errors import UsageError
-from hebmtool.generator import Generator, layers_at_each_scale, readjust_batchnorm
-from hebmtool.layers import SqueezeExcitation
-from hebmtool.likelihood import log_normal
+from hebmtool.generator.batchnorm import readjust_batchnorm
+from hebmtool.generator.layers import SqueezeExcitation
+from hebmtool.generator.likelihood import log_normal
+from hebmtool.generator.tower import Generator, layers_at_each_scale
 
 
 def make(shape=(1, 8, 8), *, gain: float = 1.0, bits: int = 8, **keys) -> Generator:

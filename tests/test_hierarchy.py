@@ -12,13 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from hebmtool import cli, hierarchy, picture, recipe
+from hebmtool import picture, recipe
+from hebmtool.cli import main
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.prior import KINDS, Noise, make_prior
-from hebmtool.run import Run
-from hebmtool.sample import sample
-from hebmtool.train_prior import train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool.noise import Noise
+from hebmtool.prior.kinds import KINDS, make_prior
+from hebmtool.run.folder import Run
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use import hierarchy
+from hebmtool.use.sample import sample
 
 CHAINS = ["langevin", "preconditioned", "underdamped"]
 
@@ -364,7 +367,7 @@ def hebm(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         return stopped.value.code, out, err
 

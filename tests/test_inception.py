@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hebmtool import inception, metrics
 from hebmtool.errors import HebmError
+from hebmtool.metrics import distances, inception
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_fid_of_folders_and_of_tensors_is_cleanfids(mode, channels, network, cle
     assert inception.fid(*folders, mode=mode) == pytest.approx(expected, rel=1e-4)
     features = inception.load(mode, CPU)
     assert features.name == f"Inception ({mode})" and features.digest is None
-    assert metrics.frechet_distance(*map(features, sets)) == pytest.approx(expected, rel=1e-4)
+    assert distances.frechet_distance(*map(features, sets)) == pytest.approx(expected, rel=1e-4)
     theirs = cleanfid.get_folder_features(folders[0], stand_in, num_workers=0, device=CPU, mode=mode, verbose=False)
     assert np.array_equal(features(sets[0]), theirs)
     assert set(network) == {mode}
@@ -66,7 +66,7 @@ def test_fid_of_folders_and_of_tensors_is_cleanfids(mode, channels, network, cle
 
 def test_the_two_modes_differ(network):
     sets = [images(40, 3, 0), images(36, 3, 1)]
-    clean, legacy = (metrics.frechet_distance(*map(inception.load(mode, CPU), sets)) for mode in inception.MODES)
+    clean, legacy = (distances.frechet_distance(*map(inception.load(mode, CPU), sets)) for mode in inception.MODES)
     assert clean != pytest.approx(legacy, rel=1e-3)
 
 

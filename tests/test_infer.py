@@ -8,14 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hebmtool import data, infer, inpaint, mask, recipe, reconstruct
+from hebmtool import data, recipe
+from hebmtool.data import masks
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.infer import Inference
-from hebmtool.prior import make_prior
+from hebmtool.prior.kinds import make_prior
 from hebmtool.recipe import Recipe
-from hebmtool.train_flow import train_flow
-from hebmtool.train_prior import train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool.train.flow import train_flow
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use import infer, inpaint
+from hebmtool.use import reconstruct as reconstruction
+from hebmtool.use.infer import Inference
 
 SHAPE = (1, 8, 8)
 
@@ -28,7 +31,7 @@ def digits(n=4):
 
 
 def share(words, shape=SHAPE):
-    return mask.parse(words, shape)([0])[0, 0]
+    return masks.parse(words, shape)([0])[0, 0]
 
 
 def test_masks_in_words():
@@ -44,10 +47,10 @@ def test_masks_in_words():
         expected[rows, columns] = True
         assert torch.equal(share(word), expected), word
     assert torch.equal(share("right", (3, 4, 5)), share("left", (3, 4, 5)).flip(1))
-    drawn = mask.parse("random:0.3", (1, 64, 64), seed=1)(range(5))
+    drawn = masks.parse("random:0.3", (1, 64, 64), seed=1)(range(5))
     assert drawn.shape == (5, 1, 64, 64) and drawn.float().mean().item() == pytest.approx(0.3, abs=0.02)
     # The mask of an image is its own, whatever it is drawn with.
-    assert torch.equal(mask.parse("random:0.3", (1, 64, 64), seed=1)([3]), drawn[3:4])
+    assert torch.equal(masks.parse("random:0.3", (1, 64, 64), seed=1)([3]), drawn[3:4])
     assert not torch.equal(drawn[0], drawn[1])
 
 
@@ -63,7 +66,7 @@ def test_masks_from_files(tmp_path):
     for name in ("m.png", "m.npy"):
         assert np.array_equal(share(str(tmp_path / name)).numpy(), one > 0)
     for name in ("m.npz", "folder"):
-        found = mask.parse(str(tmp_path / name), SHAPE)([1, 0])
+        found = masks.parse(str(tmp_path / name), SHAPE)([1, 0])
         assert np.array_equal(found[0, 0].numpy(), one.T > 0) and np.array_equal(found[1, 0].numpy(), one > 0)
 
 
@@ -81,7 +84,7 @@ def test_masks_from_files(tmp_path):
 def test_masks_that_cannot_be_used(tmp_path, array, words):
     np.save(tmp_path / "m.npy", array)
     with pytest.raises(HebmError) as caught:
-        mask.parse(str(tmp_path / "m.npy"), SHAPE)
+        masks.parse(str(tmp_path / "m.npy"), SHAPE)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -98,7 +101,7 @@ def test_masks_that_cannot_be_used(tmp_path, array, words):
 )
 def test_words_that_are_no_masks(text, words):
     with pytest.raises(UsageError) as caught:
-        mask.parse(text, SHAPE)
+        masks.parse(text, SHAPE)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -109,10 +112,10 @@ def test_missing_needs_as_many_masks_as_images(tmp_path):
     def images(n):
         return data.Images(n, SHAPE, lambda indices: torch.zeros(len(indices), *SHAPE, dtype=torch.uint8))
 
-    assert mask.missing(config, images(3), 0)([2]).sum() == 8
+    assert masks.missing(config, images(3), 0)([2]).sum() == 8
     with pytest.raises(HebmError, match="holds 3 masks for 4 images"):
-        mask.missing(config, images(4), 0)
-    assert mask.missing(recipe.Data(), images(4), 0) is None
+        masks.missing(config, images(4), 0)
+    assert masks.missing(recipe.Data(), images(4), 0) is None
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -134,7 +137,7 @@ def test_every_image_meets_its_own_mask(tmp_path, source, split):
         where, path = "x", "m"
     config = recipe.Data(source=source, path=str(tmp_path / where), missing=str(tmp_path / path), limit=7)
     images = data.load(config, "train")
-    hidden = mask.missing(config, images, 0)
+    hidden = masks.missing(config, images, 0)
     assert len(images) == 7
     order = [6, 0, 3]
     assert torch.equal(hidden(order).sum((1, 2, 3)), images.batch(order)[:, 0, 0, 0].long() // 10 + 1)
@@ -147,12 +150,12 @@ def test_a_mask_under_another_name_is_refused(tmp_path):
             Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
     config = recipe.Data(source="folder", path=str(tmp_path / "x"), missing=str(tmp_path / "m"))
     with pytest.raises(HebmError, match=r"[efgh]\.png would be that of .*[abcd]\.png; give each mask the name"):
-        mask.missing(config, data.load(config, "train"), 0)
+        masks.missing(config, data.load(config, "train"), 0)
 
 
 @pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
 def test_a_random_mask_hides_something_and_shows_something(share):
-    found = mask.parse(f"random:{share}", SHAPE)(range(20)).flatten(1).sum(1)
+    found = masks.parse(f"random:{share}", SHAPE)(range(20)).flatten(1).sum(1)
     assert found.min() >= 1 and found.max() <= 63
 
 
@@ -206,7 +209,7 @@ def test_whole_images_are_encoded_and_langevin_climbs_to_the_posterior(generator
 
 def test_an_image_has_latents_of_its_own_whatever_batch_and_hidden_pixels(generator, monkeypatch):
     found = inference(generator, steps=3)
-    images, hidden = digits(), mask.parse("left", SHAPE)(range(4))
+    images, hidden = digits(), masks.parse("left", SHAPE)(range(4))
     whole = found(images, hidden, 3)
     assert whole.shape == (4, 3, generator.D)
     monkeypatch.setattr(infer, "BATCH", 5)
@@ -235,17 +238,17 @@ def test_errors_over_all_and_over_hidden_pixels():
     a = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     b = a.clone()
     b[0, :, 0] = 51  # 0.2 in a quarter of the pixels
-    found = reconstruct.errors(b, a)
+    found = reconstruction.errors(b, a)
     assert found.mse.tolist() == pytest.approx([0.01, 0]) and found.psnr[0].item() == pytest.approx(20)
     assert math.isinf(found.psnr[1])
     hidden = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     hidden[:, :, 0] = True
-    assert reconstruct.errors(b, a, hidden).mse[0].item() == pytest.approx(0.04)
-    assert reconstruct.errors(b, a, ~hidden).mse[0].item() == 0
+    assert reconstruction.errors(b, a, hidden).mse[0].item() == pytest.approx(0.04)
+    assert reconstruction.errors(b, a, ~hidden).mse[0].item() == 0
 
 
 def test_completions_keep_visible_pixels_and_their_mean_is_nearer(generator):
-    images, hidden = digits(), mask.parse("random:0.5", SHAPE)(range(4))
+    images, hidden = digits(), masks.parse("random:0.5", SHAPE)(range(4))
     found = inpaint.inpaint(inference(generator, steps=2), images, hidden, 5)
     assert found.completions.shape == (4, 5, 1, 8, 8)
     visible = ~hidden
@@ -267,7 +270,7 @@ def test_completions_keep_visible_pixels_and_their_mean_is_nearer(generator):
 def runs(tmp_path_factory):
     """Two tiny runs on the digits: `digits`, hierarchical with an EBM, and `digits-flow`."""
     root, cpu = tmp_path_factory.mktemp("runs"), torch.device("cpu")
-    from hebmtool.run import Run
+    from hebmtool.run.folder import Run
 
     tiny = ["generator.layers_per_scale=1", "generator.encoder_channels=4", "generator.decoder_channels=4"]
     tiny += ["generator.latent_channels=2", "train_vae.iterations=6", "train_vae.batch_size=8", "prior.energy.width=4"]

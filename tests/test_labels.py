@@ -7,12 +7,17 @@ import torch
 from PIL import Image
 from test_cli import TINY, one_sentence, spawn
 
-from hebmtool import checkpoint, controllable, data, labels, recipe
-from hebmtool.controllable import Wish
+from hebmtool import data, recipe
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.labels import Condition, LabelEnergy
-from hebmtool.prior import Noise, make_prior
-from hebmtool.schedule import Schedule
+from hebmtool.judge import labels as label_judge
+from hebmtool.noise import Noise
+from hebmtool.prior import labels
+from hebmtool.prior.kinds import make_prior
+from hebmtool.prior.labels import Condition, LabelEnergy
+from hebmtool.prior.schedule import Schedule
+from hebmtool.run import checkpoint
+from hebmtool.use import controllable
+from hebmtool.use.controllable import Wish
 
 
 def make_label(generator, name="class", values=("a", "b", "c"), chosen=None) -> LabelEnergy:
@@ -232,7 +237,7 @@ def test_diversity_is_the_mean_pairwise_distance():
     points = np.random.default_rng(1).normal(size=(300, 4))
     exact = np.linalg.norm(points[:, None] - points[None], axis=2)
     exact = exact.sum() / (300 * 299)
-    assert controllable.diversity(points) == pytest.approx(exact, rel=0.03)
+    assert label_judge.diversity(points) == pytest.approx(exact, rel=0.03)
 
 
 def test_judge_counts_what_was_asked():
@@ -242,9 +247,9 @@ def test_judge_counts_what_was_asked():
 
     images = torch.tensor([0, 1, 1, 2]).reshape(4, 1, 1, 1)
     judges = {"class": (Judge(), ["a", "b", "c"])}
-    assert controllable.judge(images, [Wish("class", "b")], judges)["controllability"] == 0.5
-    assert controllable.judge(images, [Wish("class", "b", -1.0)], judges)["controllability"] == 0.5
-    assert controllable.judge(images, [Wish("class", "c", -1.0)], judges)["controllability"] == 0.75
+    assert label_judge.judge(images, [Wish("class", "b")], judges)["controllability"] == 0.5
+    assert label_judge.judge(images, [Wish("class", "b", -1.0)], judges)["controllability"] == 0.5
+    assert label_judge.judge(images, [Wish("class", "c", -1.0)], judges)["controllability"] == 0.75
 
 
 # The command, on the digits

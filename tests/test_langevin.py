@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hebmtool.langevin import gradient, langevin, preconditioned, underdamped
+from hebmtool.chains.langevin import gradient, langevin, preconditioned, underdamped
 
 N, D = 4000, 10
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hebmtool.layers import (
+from hebmtool.generator.layers import (
     Affine,
     AutoregressiveShift,
     Cell,

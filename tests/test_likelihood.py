@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from hebmtool.likelihood import Bernoulli, Gaussian, Mixture, log_normal, make_likelihood, normal_parameters
+from hebmtool.generator.likelihood import Bernoulli, Gaussian, Mixture, log_normal, make_likelihood, normal_parameters
 
 
 def grid(bits: int) -> torch.Tensor:

@@ -5,18 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from hebmtool import data, embedded, metrics, recipe
+from hebmtool import data, recipe
 from hebmtool.errors import HebmError
-from hebmtool.metrics import (
-    Features,
-    closure,
-    frechet_distance,
-    kernel_distance,
-    load_features,
-    neighbour_radii,
-    neighbourhoods,
-)
-from hebmtool.prior import Prior, make_prior
+from hebmtool.judge import closure as closures
+from hebmtool.judge.closure import closure
+from hebmtool.metrics import distances as metrics
+from hebmtool.metrics import embedded
+from hebmtool.metrics.distances import frechet_distance, kernel_distance, neighbour_radii, neighbourhoods
+from hebmtool.metrics.features import Features, load_features
+from hebmtool.prior.base import Prior
+from hebmtool.prior.kinds import make_prior
 
 CPU = torch.device("cpu")
 
@@ -239,22 +237,22 @@ def test_reconstructions_leave_the_random_state_alone(setting):
     generator, settings, _ = setting
     images = data.load(settings.data, "train")
     state = torch.get_rng_state()
-    first = metrics.reconstructions(generator, images, settings, 20)
+    first = closures.reconstructions(generator, images, settings, 20)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.uint8 and first.shape == (20, 1, 8, 8)
     torch.randn(3)
-    assert torch.equal(metrics.reconstructions(generator, images, settings, 20), first)
+    assert torch.equal(closures.reconstructions(generator, images, settings, 20), first)
 
 
 def test_prior_images_are_the_same_whatever_their_number(setting, monkeypatch):
     generator, settings, _ = setting
     prior = make_prior(generator, recipe.Prior(kind="gaussian"))
-    few = metrics.prior_images(prior, 5, seed=1)
+    few = closures.prior_images(prior, 5, seed=1)
     monkeypatch.setattr(metrics, "BATCH", 4)
-    many = metrics.prior_images(prior, 9, seed=1)
+    many = closures.prior_images(prior, 9, seed=1)
     assert few.dtype == torch.uint8 and many.shape == (9, 1, 8, 8)
     assert (many[:5].int() - few.int()).abs().max() <= 1  # the last bit of a matrix product
-    assert not torch.equal(metrics.prior_images(prior, 5, seed=2), few)
+    assert not torch.equal(closures.prior_images(prior, 5, seed=2), few)
 
 
 def test_closure_needs_images(setting):

@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
-from hebmtool import checkpoint, nvae, recipe
+from hebmtool import recipe
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.generator import CELL_KINDS, Generator
-from hebmtool.run import Run
-from hebmtool.train_vae import load_generator
+from hebmtool.generator import nvae
+from hebmtool.generator.tower import CELL_KINDS, Generator
+from hebmtool.run import checkpoint, imported
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_generator
 
 VECTORS = Path(os.environ.get("HEBM_SHARED", Path(__file__).parents[1].parent / "shared")) / "nvae_vectors"
 CPU = torch.device("cpu")
@@ -94,7 +96,7 @@ def write(content, tmp_path: Path, **options) -> Path:
 def refused(path: Path, tmp_path: Path, match: str) -> str:
     """The message of the refusal, one sentence; nothing may have been written."""
     with pytest.raises(HebmError, match=match) as caught:
-        nvae.import_checkpoint(path, tmp_path / "runs")
+        imported.import_checkpoint(path, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
@@ -112,7 +114,7 @@ def largest(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["celeba64", "cifar10", "mnist"])
 def test_published_vectors_are_reproduced(name, frozen, tmp_path):
-    run = nvae.import_checkpoint(VECTORS / f"nvae_{name}_tiny.pt", tmp_path)
+    run = imported.import_checkpoint(VECTORS / f"nvae_{name}_tiny.pt", tmp_path)
     generator = load_generator(run, CPU)
     if name == "mnist":
         # Expected over the uncropped 32x32: the same weights, padded by nobody.
@@ -150,7 +152,7 @@ def test_published_vectors_are_reproduced(name, frozen, tmp_path):
 
 @pytest.mark.skipif(not VECTORS.is_dir(), reason=f"no vectors of the published model in {VECTORS} (set HEBM_SHARED)")
 def test_mnist_images_are_padded_and_cropped_back(tmp_path):
-    generator = load_generator(nvae.import_checkpoint(VECTORS / "nvae_mnist_tiny.pt", tmp_path), CPU)
+    generator = load_generator(imported.import_checkpoint(VECTORS / "nvae_mnist_tiny.pt", tmp_path), CPU)
     expected = np.load(VECTORS / "nvae_mnist_tiny_expected.npz")
     x = torch.from_numpy(expected["x"]).clone()
     x[:, :, [0, 1, 30, 31]] = 0
@@ -198,7 +200,7 @@ GEOMETRIES = {
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 def test_every_geometry_comes_back(geometry, prefix, tmp_path):
     generator, args = make(**geometry)
-    run = nvae.import_checkpoint(write(publish(generator, args, prefix), tmp_path), tmp_path / "runs", "a")
+    run = imported.import_checkpoint(write(publish(generator, args, prefix), tmp_path), tmp_path / "runs", "a")
     back = load_generator(Run.open("a", tmp_path / "runs"), CPU)
     assert run.path == tmp_path / "runs" / "a"
     assert back.image_shape == generator.image_shape and back.bits == args.num_x_bits and back.L == generator.L
@@ -254,7 +256,7 @@ def test_names_are_the_published_ones():
 def test_a_checkpoint_without_num_mixture_dec_has_ten(tmp_path):
     generator, args = make(num_mixture_dec=10)
     del args.num_mixture_dec
-    run = nvae.import_checkpoint(write(publish(generator, args), tmp_path), tmp_path / "runs")
+    run = imported.import_checkpoint(write(publish(generator, args), tmp_path), tmp_path / "runs")
     assert run.recipe().generator.mixtures == 10
 
 
@@ -263,7 +265,7 @@ def test_the_ops_of_the_dict_go_before_the_name(tmp_path):
     config = nvae.config(argparse.Namespace(**ARGS), None).model_copy(update={"cells": cells})
     content = publish(Generator(config, (3, 16, 16)), argparse.Namespace(**ARGS))
     content["arch_instance"] = cells | {"ar_nn": [""]}
-    run = nvae.import_checkpoint(write(content, tmp_path), tmp_path / "runs")
+    run = imported.import_checkpoint(write(content, tmp_path), tmp_path / "runs")
     assert run.recipe().generator.cells == cells
     content["arch_instance"] = None
     refused(write(content, tmp_path), tmp_path / "b", "missing")
@@ -274,7 +276,7 @@ def test_the_older_file_format_and_half_precision_are_read(tmp_path, published):
         key: value.half() if value.is_floating_point() else value for key, value in published["state_dict"].items()
     }
     path = write(published, tmp_path, _use_new_zipfile_serialization=False)
-    tensors, _ = checkpoint.load(nvae.import_checkpoint(path, tmp_path / "runs").generator_path)
+    tensors, _ = checkpoint.load(imported.import_checkpoint(path, tmp_path / "runs").generator_path)
     assert tensors["stem.v"].dtype == torch.float32
     assert torch.equal(tensors["stem.v"], published["state_dict"]["stem.weight"].float())
 
@@ -284,7 +286,7 @@ def test_the_older_file_format_and_half_precision_are_read(tmp_path, published):
 
 def test_the_run_is_whole_and_unlocked(tmp_path, published):
     path = write(published, tmp_path)
-    run = nvae.import_checkpoint(path, tmp_path / "runs", data_path="images")
+    run = imported.import_checkpoint(path, tmp_path / "runs", data_path="images")
     assert run.name == "nvae-cifar10" and run.priors() == ["gaussian"]
     header = checkpoint.header(run.generator_path)
     assert (header.kind, header.step, header.extra) == ("generator", 123, {"image_shape": [3, 16, 16]})
@@ -313,7 +315,7 @@ def test_the_run_is_whole_and_unlocked(tmp_path, published):
 def test_the_recipe_has_the_data_set_and_the_published_second_stage(dataset, size, expected, tmp_path):
     shape = (1, 28, 28) if dataset == "mnist" else None
     generator, args = make(size, shape, dataset=dataset, num_x_bits=5, num_latent_scales=2)
-    found = nvae.import_checkpoint(write(publish(generator, args), tmp_path), tmp_path / "runs").recipe()
+    found = imported.import_checkpoint(write(publish(generator, args), tmp_path), tmp_path / "runs").recipe()
     assert {key: getattr(found.data, key) for key in expected} == expected
     assert found.data.bits == 5
     prior, train = found.prior, found.train_prior
@@ -326,8 +328,8 @@ def test_the_recipe_has_the_data_set_and_the_published_second_stage(dataset, siz
 
 def test_readjusting_changes_the_decoders_statistics_alone(tmp_path, published):
     path = write(published, tmp_path)
-    plain = load_generator(nvae.import_checkpoint(path, tmp_path / "runs", "a"), CPU).state_dict()
-    again = load_generator(nvae.import_checkpoint(path, tmp_path / "runs", "b", readjust_bn=2), CPU).state_dict()
+    plain = load_generator(imported.import_checkpoint(path, tmp_path / "runs", "a"), CPU).state_dict()
+    again = load_generator(imported.import_checkpoint(path, tmp_path / "runs", "b", readjust_bn=2), CPU).state_dict()
     changed = {key for key in plain if not torch.equal(plain[key], again[key])}
     assert changed
     for key in plain:
@@ -337,17 +339,17 @@ def test_readjusting_changes_the_decoders_statistics_alone(tmp_path, published):
 
 def test_a_run_that_exists_is_kept(tmp_path, published):
     path = write(published, tmp_path)
-    run = nvae.import_checkpoint(path, tmp_path / "runs", "a")
+    run = imported.import_checkpoint(path, tmp_path / "runs", "a")
     before = run.generator_path.read_bytes()
     with pytest.raises(HebmError, match="already has checkpoints; import .* under another name"):
-        nvae.import_checkpoint(path, tmp_path / "runs", "a")
+        imported.import_checkpoint(path, tmp_path / "runs", "a")
     assert run.generator_path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "-x"])
 def test_a_name_that_is_no_folders(name, tmp_path, published):
     with pytest.raises(UsageError, match="name is"):
-        nvae.import_checkpoint(write(published, tmp_path), tmp_path / "runs", name)
+        imported.import_checkpoint(write(published, tmp_path), tmp_path / "runs", name)
     assert not (tmp_path / "runs").exists()
 
 
@@ -397,7 +399,7 @@ def test_a_bare_pickle_is_refused(tmp_path):
 
 
 def test_the_allowed_types_are_allowed_only_while_reading(tmp_path, published):
-    nvae.import_checkpoint(write(published, tmp_path), tmp_path / "runs")
+    imported.import_checkpoint(write(published, tmp_path), tmp_path / "runs")
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 

@@ -18,14 +18,18 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from hebmtool import data, ood, ood_battery, recipe
+from hebmtool import data, recipe
+from hebmtool.data import anywhere
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.ood import Scorer
-from hebmtool.prior import Noise, make_prior
-from hebmtool.run import Run
-from hebmtool.train_prior import train_prior
-from hebmtool.train_vae import train_vae
-from hebmtool.training import derive_seed
+from hebmtool.judge import battery, ood
+from hebmtool.metrics import detection
+from hebmtool.noise import Noise, derive_seed
+from hebmtool.prior.kinds import make_prior
+from hebmtool.run.folder import Run
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use import score as scoring
+from hebmtool.use.score import Scorer
 
 TINY = [
     *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=4"),
@@ -183,7 +187,7 @@ def test_what_a_scorer_refuses(tower):
 def test_figures_are_those_of_scikit_learn(digits):
     rng = np.random.default_rng(digits)
     inside, outside = rng.normal(1, 1, 70).round(digits), rng.normal(0, 1.5, 40).round(digits)
-    found = ood.figures_of_merit(inside, outside)
+    found = detection.figures_of_merit(inside, outside)
     y, anomaly = np.r_[np.zeros(70), np.ones(40)], -np.r_[inside, outside]
     assert found["auroc"] == pytest.approx(roc_auc_score(y, anomaly))
     assert found["auprc"] == pytest.approx(average_precision_score(y, anomaly))
@@ -193,10 +197,10 @@ def test_figures_are_those_of_scikit_learn(digits):
 
 def test_figures_at_the_ends():
     low, high = np.arange(10.0), np.arange(20.0, 30.0)
-    assert ood.figures_of_merit(high, low) == {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0}
-    swapped = ood.figures_of_merit(low, high)
+    assert detection.figures_of_merit(high, low) == {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0}
+    swapped = detection.figures_of_merit(low, high)
     assert swapped["auroc"] == 0.0 and swapped["fpr95"] == 1.0
-    flat = ood.figures_of_merit(np.zeros(30), np.zeros(10))
+    flat = detection.figures_of_merit(np.zeros(30), np.zeros(10))
     assert flat == {"auroc": 0.5, "auprc": 0.25, "fpr95": 1.0}
 
 
@@ -204,8 +208,8 @@ def test_a_weight_of_two_is_an_image_twice():
     rng = np.random.default_rng(3)
     inside, outside = rng.normal(1, 1, 12), rng.normal(0, 1, 9)
     w_in, w_out = rng.integers(0, 3, (1, 12)), rng.integers(0, 3, (1, 9))
-    found = ood._curves(inside, outside, w_in.astype(float), w_out.astype(float))[:, 0]
-    repeated = ood.figures_of_merit(np.repeat(inside, w_in[0]), np.repeat(outside, w_out[0]))
+    found = detection._curves(inside, outside, w_in.astype(float), w_out.astype(float))[:, 0]
+    repeated = detection.figures_of_merit(np.repeat(inside, w_in[0]), np.repeat(outside, w_out[0]))
     assert found == pytest.approx(list(repeated.values()))
 
 
@@ -213,11 +217,11 @@ def test_intervals_cover_and_shrink():
     # True AUROC of N(1, 1) against N(0, 1): Phi(1 / sqrt 2) = 0.7602.
     rng, covered = np.random.default_rng(0), 0
     for trial in range(60):
-        low, high = ood.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200, trial)["auroc_interval"]
+        low, high = detection.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200, trial)["auroc_interval"]
         covered += low <= 0.7602 <= high
     assert covered >= 51  # 95% of 60 is 57; at 95% fewer than 51 has a probability below 0.2%
-    wide = ood.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200)["auroc_interval"]
-    narrow = ood.figures_of_merit(rng.normal(1, 1, 6000), rng.normal(0, 1, 6000), 200)["auroc_interval"]
+    wide = detection.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200)["auroc_interval"]
+    narrow = detection.figures_of_merit(rng.normal(1, 1, 6000), rng.normal(0, 1, 6000), 200)["auroc_interval"]
     assert np.diff(narrow) < 0.3 * np.diff(wide)
 
 
@@ -240,7 +244,7 @@ class Toy:
 
 def test_the_cut_is_the_one_that_finds_the_models_own_outliers(tower):
     dark = grey(30) // 8
-    cut, by = ood.blind_cut(Toy(tower), dark)
+    cut, by = scoring.blind_cut(Toy(tower), dark)
     assert cut == 1 and by[0] == 0.5 and by[1] > 0.99 and by[2] < 0.01
 
 
@@ -261,7 +265,7 @@ class Few:
 
 
 def test_comparison_judges_on_other_images_than_it_chooses_by(tower, monkeypatch):
-    monkeypatch.setattr(ood, "default_cut", lambda scorer, test: ood.blind_cut(scorer, test.batch(range(10))))
+    monkeypatch.setattr(ood, "default_cut", lambda scorer, test: scoring.blind_cut(scorer, test.batch(range(10))))
     test = Few(grey(30) // 8)
     sets = [("bright", 255 - grey(20, seed=1) // 8), ("dim", grey(25, seed=2) // 8)]
     (found,) = ood.compare([Toy(tower)], test, 500, None, iter(sets))
@@ -283,7 +287,7 @@ def test_comparison_judges_on_other_images_than_it_chooses_by(tower, monkeypatch
 
 
 def members(test, source="mnist", seed=0):
-    return dict(ood_battery.battery(test, recipe.Data(source=source), tuple(test.shape[1:]), seed))
+    return dict(battery.battery(test, recipe.Data(source=source), tuple(test.shape[1:]), seed))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 12)])
@@ -347,7 +351,7 @@ def test_read_takes_files_folders_and_arrays(imgs, tmp_path):
         tmp_path / "set.npy",
         tmp_path / "x.npz",
     ]
-    found = list(ood.read(map(str, paths), recipe.Recipe(name="x"), (1, 8, 8), failed.append))
+    found = list(anywhere.read(map(str, paths), recipe.Recipe(name="x"), (1, 8, 8), failed.append))
     names = [name.removeprefix(f"{tmp_path}/") for name, _ in found]
     inside = ["imgs/a.png", "imgs/deep/b.jpg", "imgs/deep/er/c.png"]
     assert names == [*inside, "set.npz#0", "set.npz#1", "imgs/a.png", "set.npy#0", "set.npy#1", "set.npy#2"]
@@ -359,7 +363,7 @@ def test_read_takes_files_folders_and_arrays(imgs, tmp_path):
 
 def test_an_empty_folder_is_a_failure(tmp_path):
     failed = []
-    assert list(ood.read([str(tmp_path)], recipe.Recipe(name="x"), (1, 8, 8), failed.append)) == []
+    assert list(anywhere.read([str(tmp_path)], recipe.Recipe(name="x"), (1, 8, 8), failed.append)) == []
     assert "no images" in str(failed[0])
 
 
@@ -382,7 +386,7 @@ def test_scores_stream(tower):
             pulled += 1
             yield f"{pulled}", grey(1, seed=pulled)[0]
 
-    found = ood.stream(Scorer(prior, settings, draws=1), endless(), 0, batch_size=4)
+    found = scoring.stream(Scorer(prior, settings, draws=1), endless(), 0, batch_size=4)
     first = [next(found) for _ in range(4)]
     assert [name for name, _ in first] == ["1", "2", "3", "4"] and pulled == 4
     next(found)
@@ -394,7 +398,7 @@ def test_scores_stream(tower):
 def test_reading_keeps_nothing(tmp_path):
     image = tmp_path / "big.png"
     Image.fromarray(grey(1, (1, 300, 300))[0, 0].numpy()).save(image)  # 90 kB decoded
-    images = ood.read([str(image)] * 80, recipe.Recipe(name="x"), (1, 8, 8), pytest.fail)
+    images = anywhere.read([str(image)] * 80, recipe.Recipe(name="x"), (1, 8, 8), pytest.fail)
     next(images)
     tracemalloc.start()
     for _ in images:

@@ -5,7 +5,7 @@ import torch
 
 from hebmtool import recipe
 from hebmtool.errors import HebmError
-from hebmtool.generator import Generator
+from hebmtool.generator.tower import Generator
 
 
 def tiny(**changes) -> Generator:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from hebmtool import recipe
-from hebmtool.prior import KINDS, DiffusionEBM, Noise, Prior, make_prior
-from hebmtool.schedule import Schedule
+from hebmtool.noise import Noise
+from hebmtool.prior.base import Prior
+from hebmtool.prior.ebm import DiffusionEBM
+from hebmtool.prior.kinds import KINDS, make_prior
+from hebmtool.prior.schedule import Schedule
 
 TRAINED = [kind for kind in KINDS if kind != "gaussian"]
 CHAINS = ["langevin", "preconditioned", "underdamped"]

@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from hebmtool import console, data, picture, recipe, report
-from hebmtool.figures import Figure
-from hebmtool.run import Run
-from hebmtool.sample import sample
-from hebmtool.train_labels import train_labels
-from hebmtool.train_prior import load_prior, train_prior
-from hebmtool.train_vae import train_vae
+from hebmtool import console, data, picture, recipe
+from hebmtool.metrics.figures import Figure
+from hebmtool.report import page, sections
+from hebmtool.report import sections as report
+from hebmtool.run.folder import Run
+from hebmtool.run.open import load_prior
+from hebmtool.train.labels import train_labels
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
 TINY = [
@@ -103,7 +106,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(runs) -> str:
-    return report.report(Run(runs / "digits"), CPU)
+    return sections.report(Run(runs / "digits"), CPU)
 
 
 @pytest.fixture
@@ -182,9 +185,9 @@ def test_grids_are_the_samples_of_the_seed_and_test_images_below_reconstructions
 
 
 def test_the_same_run_gives_the_same_bytes(copied, only):
-    only(report.samples, report.training, report.made_of)
-    assert report.report(copied, CPU) == report.report(copied, CPU)
-    assert report.report(copied, CPU) != report.report(copied, CPU, seed=1)
+    only(sections.samples, sections.training, sections.made_of)
+    assert sections.report(copied, CPU) == sections.report(copied, CPU)
+    assert sections.report(copied, CPU) != sections.report(copied, CPU, seed=1)
 
 
 def test_what_a_recipe_says_is_escaped(copied, only, tmp_path):
@@ -197,8 +200,8 @@ def test_what_a_recipe_says_is_escaped(copied, only, tmp_path):
     metrics = copied.metrics_path.read_text()
     copied.metrics_path.write_text(metrics.replace("label class", "label </text></svg><script>"))
     renamed = Run(copied.path.rename(tmp_path / "a<b>&\"c'$d$"))
-    only(report.evaluation, report.training, report.made_of)
-    parsed = Page(report.report(renamed, CPU))
+    only(sections.evaluation, sections.training, sections.made_of)
+    parsed = Page(sections.report(renamed, CPU))
     assert not parsed.all("script") and not parsed.all("img") and not parsed.all("b", "run-and-provenance")
     assert not any("onerror" in element for element in parsed.elements)
     assert parsed.all("h1")[0]["text"] == "a<b>&\"c'$d$"
@@ -212,7 +215,7 @@ def test_what_is_not_there_is_said_with_the_command_for_it(copied):
     settings = copied.recipe()
     settings.data.source, settings.data.path = "array", "gone.npz"
     copied.write_recipe(settings)
-    parsed = Page(report.report(copied, CPU))
+    parsed = Page(sections.report(copied, CPU))
     sections = [e["id"] for e in parsed.all("section")]
     assert "from-noise-to-data" not in sections and "asked-for-by-label" not in sections
     notes = {e["section"]: e["text"] for e in parsed.all("p") if e.get("class") == "note"}
@@ -225,11 +228,11 @@ def test_what_is_not_there_is_said_with_the_command_for_it(copied):
 
 def test_a_prior_that_does_not_load_leaves_the_others(copied, only):
     copied.prior_path("diffusion-ebm").write_bytes(b"no checkpoint")
-    only(report.samples)
-    with pytest.raises(report.HebmError, match="damaged"):  # `hebm info` says the same
-        report.report(copied, CPU)
+    only(sections.samples)
+    with pytest.raises(sections.HebmError, match="damaged"):  # `hebm info` says the same
+        sections.report(copied, CPU)
     shutil.copy(copied.label_path("class"), copied.prior_path("diffusion-ebm"))
-    parsed = Page(report.report(copied, CPU))
+    parsed = Page(sections.report(copied, CPU))
     assert len(parsed.images("samples")) == 2
     assert "The diffusion-ebm prior is left out" in parsed.text
 
@@ -244,8 +247,8 @@ def test_evaluated_figures_are_tabled(copied, only):
     ]
     provenance = {"command": "hebm evaluate digits", "seed": 7}
     copied.set_figure("evaluate", {"figures": [f.as_dict() for f in figures], "provenance": provenance})
-    only(report.evaluation)
-    parsed = Page(report.report(copied, CPU))
+    only(sections.evaluation)
+    parsed = Page(sections.report(copied, CPU))
     heads = [e["text"] for e in parsed.all("th") if e.get("scope") == "col"]
     assert heads == ["gaussian", "diffusion-ebm", "generator", "reconstructions", "layer", "gaussian"]
     assert parsed.row("evaluation", "FD") == ["13.45 ± 0.211", "7.39 ± 0.151", "", "4.5122"]
@@ -267,8 +270,8 @@ def test_without_an_evaluation_the_closure_of_training_stands_there(page, runs):
 @pytest.mark.parametrize("broken", [3, {"figures": [{"value": 1}]}, {"figures": [{"name": "FD", "value": "low"}]}])
 def test_broken_figures_are_said(copied, only, broken):
     copied.set_figure("evaluate", broken)
-    only(report.evaluation)
-    assert "evaluate the run again" in Page(report.report(copied, CPU)).text
+    only(sections.evaluation)
+    assert "evaluate the run again" in Page(sections.report(copied, CPU)).text
 
 
 @pytest.mark.parametrize(
@@ -284,14 +287,14 @@ def test_broken_figures_are_said(copied, only, broken):
     ],
 )
 def test_numbers(value, error, text):
-    assert report.number(value, error) == text
+    assert page.number(value, error) == text
 
 
 # The command
 
 
 def test_the_command_writes_into_the_run_and_prints_the_path(hebm, copied, only):
-    only(report.evaluation)
+    only(sections.evaluation)
     path = copied.path / "report.html"
     for _ in range(2):
         status, out, err = hebm("report", copied.path)
@@ -301,7 +304,7 @@ def test_the_command_writes_into_the_run_and_prints_the_path(hebm, copied, only)
 
 
 def test_an_existing_file_is_kept_without_force(hebm, copied, only, tmp_path):
-    only(report.evaluation)
+    only(sections.evaluation)
     target = tmp_path / "mine.html"
     target.write_text("precious")
     status, out, err = hebm("report", copied.path, "--out", target)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hebmtool import checkpoint
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.recipe import Recipe
-from hebmtool.run import Run, StopSignals
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.train.loop import StopSignals
 
 
 def trained(root, name, *files, age=0):

@@ -11,8 +11,10 @@ from PIL import Image
 
 from hebmtool import picture, recipe
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.prior import KINDS, Noise, make_prior
-from hebmtool.sample import Sink, progressive, sample
+from hebmtool.noise import Noise
+from hebmtool.prior.kinds import KINDS, make_prior
+from hebmtool.use.outputs import Sink
+from hebmtool.use.sample import progressive, sample
 
 
 def make(generator, kind="diffusion-ebm"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hebmtool.schedule import Schedule
+from hebmtool.prior.schedule import Schedule
 
 LEVELS = [1, 2, 3, 6, 10]
 

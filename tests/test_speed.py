@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from hebmtool import langevin, recipe
+from hebmtool import recipe
+from hebmtool.chains import langevin
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.generator import Generator
-from hebmtool.layers import Cell, Conv, FixedConvolution, transposed
-from hebmtool.prior import KINDS, Noise, make_prior
+from hebmtool.generator import layers
+from hebmtool.generator.layers import Cell, Conv, FixedConvolution, transposed
+from hebmtool.generator.tower import Generator
+from hebmtool.noise import Noise
+from hebmtool.prior.kinds import KINDS, make_prior
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plain import Plain
@@ -190,7 +193,7 @@ def test_the_gradient_keeps_the_layout_of_the_states():
             seen.append(slope.shape[1] == 1 or slope.stride(1) == 1)
             return FixedConvolution.backward(ctx, slope)
 
-    from hebmtool import energy, layers
+    from hebmtool.prior import energy
 
     for module in (energy, layers):
         module.FixedConvolution = Watched

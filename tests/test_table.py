@@ -2,8 +2,8 @@
 
 import pytest
 
-from hebmtool import table
-from hebmtool.figures import Figure
+from hebmtool.judge import table
+from hebmtool.metrics.figures import Figure
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from torch import nn
 
 from hebmtool.errors import HebmError
 from hebmtool.recipe import TrainPrior
-from hebmtool.run import Run
-from hebmtool.training import Ema, Updates
+from hebmtool.run.folder import Run
+from hebmtool.train.loop import Ema, Updates
 
 
 def updates(run, calls, total=7, step=0, **config):

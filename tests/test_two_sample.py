@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from hebmtool import data, recipe, two_sample
+from hebmtool import data, recipe
 from hebmtool.errors import HebmError
-from hebmtool.prior import DiffusionEBM, make_prior
+from hebmtool.metrics import two_sample
+from hebmtool.prior.ebm import DiffusionEBM
+from hebmtool.prior.kinds import make_prior
 
 N = 600
 

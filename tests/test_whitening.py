@@ -4,12 +4,17 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from hebmtool import data, evidence, recipe, train_prior, two_sample
+from hebmtool import data, recipe
 from hebmtool.errors import HebmError
-from hebmtool.evaluate import _same
-from hebmtool.generator import Generator, Whitening
-from hebmtool.ood import Scorer
-from hebmtool.prior import Noise, Prior, make_prior
+from hebmtool.generator.tower import Generator
+from hebmtool.generator.whitening import Whitening
+from hebmtool.judge.evaluate import _same
+from hebmtool.metrics import evidence, two_sample
+from hebmtool.noise import Noise
+from hebmtool.prior.base import Prior
+from hebmtool.prior.kinds import make_prior
+from hebmtool.train import prior
+from hebmtool.use.score import Scorer
 
 KEYS = {"chain": "underdamped", "steps": 2, "objective": "cnce", "energy": {"width": 4, "blocks": 1}}
 
@@ -176,8 +181,8 @@ def test_the_aggregate_posterior_becomes_white(make_generator):
     settings = recipe.Recipe(generator={**make_generator().config.model_dump(), "likelihood": "gaussian"})
     generator = make_generator(likelihood="gaussian", seed=2)
     images = images_with_structure(3000)
-    whitening = train_prior.whitening_of(generator, images, settings)
-    again = train_prior.whitening_of(generator, images, settings)
+    whitening = prior.whitening_of(generator, images, settings)
+    again = prior.whitening_of(generator, images, settings)
     assert torch.equal(whitening.factor, again.factor) and torch.equal(whitening.mean, again.mean)
     x = data.prepare(images.batch(range(3000)), settings.data, "gaussian", train=False)
     torch.manual_seed(7)
@@ -193,7 +198,7 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
     """Fewer draws than dimensions: the factor is still a regular matrix, near a multiple of I."""
     generator = make_generator(likelihood="gaussian")
     settings = recipe.Recipe(generator=generator.config)
-    whitening = train_prior.whitening_of(generator, images_with_structure(10), settings)
+    whitening = prior.whitening_of(generator, images_with_structure(10), settings)
     condition = torch.linalg.cond(whitening.factor)
     assert whitening.factor.isfinite().all() and condition < 10
 
@@ -201,7 +206,7 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
 def test_latents_that_are_not_finite_are_a_sentence(plain, monkeypatch):
     monkeypatch.setattr(plain, "encode", lambda x: torch.full((len(x), plain.D), torch.nan))
     with pytest.raises(HebmError, match="not finite"):
-        train_prior.whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
+        prior.whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
 
 
 def test_only_a_frozen_generator_is_whitened(plain, whitening):

@@ -1,0 +1,5 @@
+"""`python -m hebmtool`: the `hebm` command."""
+
+from hebmtool.cli.main import main
+
+main()

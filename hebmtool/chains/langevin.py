@@ -1,0 +1,247 @@
+"""Langevin chains in u-space.
+
+All sample the conditional of level t, with a = a_{t+1} and sigma = sigma_{t+1}, given u_{t+1}:
+
+published (Gao et al. 2021, arXiv 2012.08125; HEBM, arXiv 2405.13910), F scaled by 1/b^2, started at u_{t+1}:
+
+    log p = F(T(u)) / b^2 - ||u||^2 / 2 - ||u_{t+1} - a u||^2 / (2 sigma^2) + const
+    u <- u + 1/2 grad F - 1/2 b^2 [u + a (a u - u_{t+1}) / sigma^2] + b eps,      b_t^2 = eta sbar_t / sbar_0 sigma_{t+1}^2
+
+(at the topmost level a = 0: there is nothing to recover from), and, since a^2 + sigma^2 = 1, this Gaussian is N(a
+u_{t+1}, sigma^2).
+
+preconditioned, F unscaled, started at the exact Gaussian conditional N(m, sigma^2), m = a u_{t+1}:
+
+    log p = F(T(u)) + log N(u; m, sigma^2) + const
+    u <- m + rho (u - m) + (1 - rho) sigma^2 grad F + sigma sqrt(1 - rho^2) eps,      rho = exp(-h)
+
+underdamped, of the same law: u is given a momentum v ~ N(0, sigma^2), which F kicks and the Gaussian part turns,
+
+    v <- v + theta/2 sigma^2 grad F;   (u - m, v) <- rotation by theta of (u - m, v);   v <- v + theta/2 sigma^2 grad F
+    v <- c v + sigma sqrt(1 - c^2) eps
+
+(kinetic Langevin, split so that the Gaussian part is exact; Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert
+spaces").  With F = 0 the last two are stationary at any step size.  Momentum carries u further per gradient, and the
+split is of second order in the step where the preconditioned chain is of first.
+
+The Gaussian terms have these closed forms; only F needs autograd.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hebmtool import recipe as recipes
+from hebmtool.chains.base import Chain, Eps, Held, Levels, Slope, Watch, hold, watched
+
+
+@torch.no_grad()
+def langevin(
+    slope: Slope,
+    u_next: Tensor,
+    a: Tensor,
+    sigma: Tensor,
+    b: Tensor,
+    K: int,
+    eps: Eps,
+    tau: float = 1.0,
+    held: Held | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The published chain: K updates from u_{t+1}, or from `start`.  b: [N, 1]."""
+    u = hold(u_next if start is None else start, held)
+    for _ in range(K):
+        pull = u + a * (a * u - u_next) / sigma.square()
+        u = hold(u + 0.5 * slope(u)[1] - 0.5 * b.square() * pull + tau * b * eps(), held)
+    return u
+
+
+@torch.no_grad()
+def preconditioned(
+    slope: Slope,
+    m: Tensor,
+    sigma: Tensor,
+    h: float,
+    K: int,
+    eps: Eps,
+    tau: float = 1.0,
+    held: Held | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The preconditioned chain: a draw of N(m, sigma^2), or `start`, then K updates of size h."""
+    rho = math.exp(-h)
+    u = hold(m + tau * sigma * eps() if start is None else start, held)
+    for _ in range(K):
+        drift = (1 - rho) * sigma.square() * slope(u)[1]
+        u = hold(m + rho * (u - m) + drift + tau * math.sqrt(1 - rho**2) * sigma * eps(), held)
+    return u
+
+
+@torch.no_grad()
+def underdamped(
+    slope: Slope,
+    m: Tensor,
+    sigma: Tensor,
+    theta: float,
+    c: float,
+    K: int,
+    eps: Eps,
+    tau: float = 1.0,
+    held: Held | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The underdamped chain: a draw of N(m, sigma^2), or `start`, then K turns by the angle theta (radians).
+
+    c is the part of the momentum that survives a step, in [0, 1).
+    """
+    u = hold(m + tau * sigma * eps() if start is None else start, held)
+    if not K:
+        return u
+    v = tau * sigma * eps()
+    kick = 0.5 * theta * sigma.square()
+    push = slope(u)[1]
+    for step in range(1, K + 1):
+        v = v + kick * push
+        from_m = u - m
+        u = hold(m + math.cos(theta) * from_m + math.sin(theta) * v, held)
+        if step == K:  # what follows would move v alone
+            break
+        v = math.cos(theta) * v - math.sin(theta) * from_m
+        push = slope(u)[1]
+        v = c * (v + kick * push) + tau * math.sqrt(1 - c**2) * sigma * eps()
+    return u
+
+
+@dataclass(frozen=True)
+class Published(Chain, word="langevin"):
+    """`langevin`, with the step size eta."""
+
+    eta: float
+    leaves_out_levels = False
+
+    @classmethod
+    def from_recipe(cls, config: recipes.Prior) -> "Published":
+        return cls(config.eta)
+
+    def scale(self, schedule: Levels, t: Tensor) -> Tensor:
+        """b_t^2."""
+        sbar = schedule.sbar[:-1]
+        growth = torch.where(torch.arange(len(sbar)) == 0, 1.0, sbar / sbar[0])
+        return (self.eta * growth * schedule.sigma[1:].square()).float().to(t.device)[t]
+
+    def __call__(
+        self,
+        slope: Slope,
+        u_next: Tensor,
+        schedule: Levels,
+        t: Tensor,
+        K: int,
+        eps: Eps,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        b = self.scale(schedule, t).sqrt()[:, None]
+        return langevin(watched(slope, watch), u_next, *schedule.conditional(t), b, K, eps, tau, held)
+
+    def refine(
+        self,
+        slope: Slope,
+        u_0: Tensor,
+        schedule: Levels,
+        K: int,
+        eps: Eps,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        b = self.scale(schedule, torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)).sqrt()[:, None]
+        one = torch.ones_like(b)
+        return langevin(watched(slope, watch), u_0, 0 * one, one, b, K, eps, tau, held)
+
+
+class GaussianExact(Chain):
+    """A chain that is exact for the Gaussian part, started at a draw of it; subclasses say how F moves u.
+
+    In `refine` the Gaussian is N(0, I), wider than level 0's conditional; F, learned under that one, gets steps whose
+    drift is no longer.
+    """
+
+    @abstractmethod
+    def run(
+        self,
+        slope: Slope,
+        m: Tensor,
+        sigma: Tensor,
+        shorter: float,
+        K: int,
+        eps: Eps,
+        tau: float,
+        held: Held | None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """K steps on exp(F) N(u; m, sigma^2), the weight of F's gradient in a step being `shorter` times as much."""
+
+    def __call__(
+        self,
+        slope: Slope,
+        u_next: Tensor,
+        schedule: Levels,
+        t: Tensor,
+        K: int,
+        eps: Eps,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        a, sigma = schedule.conditional(t)
+        return self.run(watched(slope, watch), a * u_next, sigma, 1.0, K, eps, tau, held)
+
+    def refine(
+        self,
+        slope: Slope,
+        u_0: Tensor,
+        schedule: Levels,
+        K: int,
+        eps: Eps,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        _, sigma = schedule.conditional(torch.zeros(1, dtype=torch.long, device=u_0.device))
+        shorter = float(sigma.square().sum()) or 1.0
+        one = torch.ones(len(u_0), 1, device=u_0.device)
+        return self.run(watched(slope, watch), 0 * u_0, one, shorter, K, eps, tau, held, u_0)
+
+
+@dataclass(frozen=True)
+class Preconditioned(GaussianExact, word="preconditioned"):
+    """`preconditioned`, with steps of size h."""
+
+    h: float
+
+    @classmethod
+    def from_recipe(cls, config: recipes.Prior) -> "Preconditioned":
+        return cls(config.h)
+
+    def run(self, slope, m, sigma, shorter, K, eps, tau, held, start=None) -> Tensor:
+        h = -math.log1p((math.exp(-self.h) - 1) * shorter)
+        return preconditioned(slope, m, sigma, h, K, eps, tau, held, start)
+
+
+@dataclass(frozen=True)
+class Underdamped(GaussianExact, word="underdamped"):
+    """`underdamped`, with turns by theta after which the part `persistence` of the momentum is kept."""
+
+    theta: float
+    persistence: float
+
+    @classmethod
+    def from_recipe(cls, config: recipes.Prior) -> "Underdamped":
+        return cls(config.theta, config.persistence)
+
+    def run(self, slope, m, sigma, shorter, K, eps, tau, held, start=None) -> Tensor:
+        return underdamped(slope, m, sigma, self.theta * math.sqrt(shorter), self.persistence, K, eps, tau, held, start)

@@ -1,0 +1,63 @@
+"""TODO."""
+
+import ctypes
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from hebmtool.errors import HebmError, UsageError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: the word is none of these.
+        HebmError: CUDA is asked for and absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise UsageError(f"unknown device '{name}'; allowed are auto, cpu, cuda and cuda:N")
+    if kind == "cpu":
+        keep_memory()
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise HebmError(f"device '{name}' was asked for but torch sees no CUDA GPU; use --device cpu")
+        if int(index or 0) >= torch.cuda.device_count():
+            raise HebmError(
+                f"device '{name}' was asked for but torch sees {torch.cuda.device_count()} CUDA GPU(s), "
+                f"numbered from 0; use one of those"
+            )
+    return torch.device(name)
+
+
+def keep_memory() -> None:
+    """Let the process keep the memory it frees.  glibc hands it back to the system, and a chain, which frees its states
+    at every step, gets it again page by page: a tenth of a step's time.  Nothing is done where there is no glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to bfloat16 for "bf16", nothing for "float32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name}, {torch.get_num_threads()} thread(s)"

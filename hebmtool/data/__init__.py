@@ -1,0 +1,27 @@
+"""Images `x`, uint8 at rest: from a source, in batches whose order is a function of (seed, step) alone.
+
+`images` is the set of images and what the model reads of it; `sources` the places they come from, `decode` and `arrays`
+the only readers of image and array files; `masks` which pixels are hidden.  A source or a reader is changed here alone:
+the rest of the package sees `Images`.
+"""
+
+from hebmtool.data.anywhere import given_sets, read
+from hebmtool.data.arrays import read_array
+from hebmtool.data.decode import ENDINGS, fit_to, paths_in, read_image
+from hebmtool.data.images import Images, batch_indices, order, prepare
+from hebmtool.data.sources import load
+
+__all__ = [
+    "ENDINGS",
+    "Images",
+    "batch_indices",
+    "fit_to",
+    "given_sets",
+    "load",
+    "order",
+    "paths_in",
+    "prepare",
+    "read",
+    "read_array",
+    "read_image",
+]

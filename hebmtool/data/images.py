@@ -1,0 +1,131 @@
+"""A set of images, the order in which updates see them, and what the model reads of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hebmtool import recipe
+from hebmtool.errors import HebmError
+
+Split = Literal["train", "test"]
+
+
+class Images:
+    """A set of images, in memory or on disk.
+
+    shape: (C, H, W), the same for every image.  labels: LongTensor [N], or None.  classes: the names that labels
+    index, or None.  attributes: name -> BoolTensor [N].  names: the images' files, or None.
+    numbers: LongTensor [N], each image's place among the `total` of its source (files are sorted), from which a split
+    takes some, in another order.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        shape: tuple[int, int, int],
+        read: Callable[[list[int]], Tensor],
+        *,
+        labels: Tensor | None = None,
+        classes: list[str] | None = None,
+        attributes: dict[str, Tensor] | None = None,
+        names: list[str] | None = None,
+        numbers: Sequence[int] | None = None,
+        total: int | None = None,
+    ):
+        self._n, self._read = n, read
+        self.numbers = torch.arange(n) if numbers is None else torch.as_tensor(numbers)
+        self.total = n if total is None else total
+        self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
+        self.attributes = attributes or {}
+
+    def __len__(self) -> int:
+        return self._n
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Some images, uint8 [n, C, H, W], in the order of `indices` (each in 0 .. len - 1).
+
+        Raises:
+            HebmError: a file that cannot be decoded, or has changed its size; it is named.
+        """
+        indices = [int(i) for i in indices]
+        if any(not 0 <= i < self._n for i in indices):
+            raise IndexError(f"images are numbered 0 .. {self._n - 1}, but {min(indices)} .. {max(indices)} were asked")
+        return self._read(indices) if indices else torch.empty(0, *self.shape, dtype=torch.uint8)
+
+    def batches(self, size: int = 250) -> Iterator[Tensor]:
+        """All the images in order, uint8 [size, C, H, W] at a time."""
+        return (self.batch(indices) for indices in torch.arange(self._n).split(size))
+
+    def subset(self, kept: Sequence[int] | Tensor) -> "Images":
+        """The images numbered `kept`, in that order."""
+        kept = [int(i) for i in kept]
+        return Images(
+            len(kept),
+            self.shape,
+            lambda indices: self._read([kept[i] for i in indices]),
+            labels=None if self.labels is None else self.labels[kept],
+            classes=self.classes,
+            attributes={name: has[kept] for name, has in self.attributes.items()},
+            names=None if self.names is None else [self.names[i] for i in kept],
+            numbers=self.numbers[kept],
+            total=self.total,
+        )
+
+
+def prepare(batch: Tensor, data: recipe.Data, read: Callable[[Tensor, int], Tensor], *, train: bool) -> Tensor:
+    """Images as the model reads them, float32 in [0, 1], from uint8 [N, C, H, W].  Draws from torch's global generator.
+
+    In training, with `data.flip`, every image is mirrored with probability 1/2.  `data.bits` b keeps the upper b bits,
+    v = floor(pixel / 2^(8 - b)), and `read(v, b)` makes pixels of them, in training and in testing alike: it is the
+    generator's `likelihood.read` (or `read_grey`, which draws nothing where a mean will do).
+
+    Raises:
+        TypeError: the batch is not uint8.
+    """
+    if batch.dtype != torch.uint8:
+        raise TypeError(f"images at rest are uint8, but these are {batch.dtype}")
+    if train and data.flip:
+        mirrored = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
+        batch = torch.where(mirrored, batch.flip(-1), batch)
+    return read((batch >> (8 - data.bits)).float(), data.bits)
+
+
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of 0 .. n - 1, LongTensor [n], that depends on the arguments alone."""
+    return torch.from_numpy(permutation(n, seed, epoch).copy())
+
+
+@lru_cache(maxsize=2)  # all updates of an epoch share one
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """The images of update `step` (0-based) among n, LongTensor [batch_size]; the ragged end of an epoch is dropped.
+
+    Raises:
+        HebmError: fewer images than a batch holds.
+    """
+    if n < batch_size:
+        raise HebmError(
+            f"a batch holds {batch_size} images, but there are only {n} to train on; set batch_size to at most {n}, or "
+            "give more images"
+        )
+    epoch, place = divmod(step, n // batch_size)
+    return torch.from_numpy(permutation(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].copy())
+
+
+def chosen_positions(n: int, data: recipe.Data, split: Split, *, hold_out: bool, where: str) -> np.ndarray:
+    """Which of a source's n images belong to the split, in order."""
+    positions = np.arange(n)
+    if hold_out:
+        if n < 2:
+            raise HebmError(f"{where} has {n} image, but training and testing need at least 2; give more images")
+        positions = permutation(n, 0, 0)
+        held = min(max(round(n * data.test_fraction), 1), n - 1)
+        positions = positions[held:] if split == "train" else positions[:held]
+    return positions[: data.limit] if split == "train" else positions

@@ -1,0 +1,280 @@
+"""Images for the generator: read from a source, batched, and turned into what the likelihood needs.
+
+    load(data, "train")   which images                   -> Images
+    batch_indices(...)    the images of one update        a function of seed and step alone
+    images.batch(...)     uint8 [n, C, H, W]              as they are at rest
+    prepare(...)          float32 [n, C, H, W] in [0, 1]  as the model reads them
+
+Every image, from an array or from a file, goes through the same steps (`fit`): centre crop to `data.crop`, grey or
+RGB as `data.channels` says, then, when `data.size` is given, the short side is resized to it (bilinear, antialiased)
+and the middle square is kept.
+"""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+from torch import Tensor
+
+from hebmtool import recipe
+from hebmtool.data.arrays import channels_first, checked_labels, opened_arrays
+from hebmtool.data.decode import first_sentence, fit, fitted_size
+from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
+from hebmtool.data.images import Images, Split, chosen_positions, permutation
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+
+LSUN_CATEGORIES = (
+    *("bedroom", "bridge", "church_outdoor", "classroom", "conference_room"),
+    *("dining_room", "kitchen", "living_room", "restaurant", "tower"),
+)
+
+
+_IDX = (
+    "the unpacked files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte"
+)
+
+
+TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw", _IDX),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw", _IDX),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", "the contents of cifar-10-python.tar.gz"),
+    "svhn": ("SVHN", "", "train_32x32.mat and test_32x32.mat"),
+    "celeba": (
+        "CelebA",
+        "celeba",
+        "img_align_celeba (unpacked), list_attr_celeba.txt, identity_CelebA.txt, list_bbox_celeba.txt, "
+        "list_landmarks_align_celeba.txt and list_eval_partition.txt",
+    ),
+}
+"""Source -> torchvision's class, the folder below the root that it reads, and what it reads there."""
+
+
+DIGIT_NAMES = [str(digit) for digit in range(10)]
+
+
+def load(data: recipe.Data, split: Split) -> Images:
+    """The images a recipe names.
+
+    Sources without a test split hold out `test_fraction` of the images, the same ones every time. Folders come in a
+    fixed shuffle, so that the first few (`data.limit`) are of all classes. `data.exclude` takes classes out of the
+    training split, and `data.limit` shortens it; the test split keeps everything.
+
+    Raises:
+        UsageError: `data.path` is missing where the source needs it.
+        HebmError: images that are absent, unreadable, of differing sizes or in an unknown layout.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}, but must be 'train' or 'test'")
+    readers = {"digits": _digits, "folder": _folder, "array": _array, "celeba": _celeba, "lsun": _lsun}
+    leave_out = data.exclude and split == "train"
+    # The limit counts what is left.
+    wanted = data.model_copy(update={"limit": None}) if leave_out else data
+    images = readers.get(data.source, _torchvision_array)(wanted, split)
+    for name, classes in data.attributes.items():
+        images.attributes[name] = _of_classes(images, classes, f"data.attributes.{name}")
+    if leave_out:
+        kept = (~_of_classes(images, data.exclude, "data.exclude")).nonzero()[: data.limit, 0]
+        if not len(kept):
+            raise HebmError("data.exclude leaves no image to train on; exclude fewer classes")
+        images = images.subset(kept)
+    return images
+
+
+def _of_classes(images: Images, classes: list[str], where: str) -> Tensor:
+    """Which images are of these classes, BoolTensor [N].  `where` is the recipe key that names them."""
+    if images.labels is None:
+        raise HebmError(f"{where} names classes, but these images have no labels; remove it")
+    known = images.classes or [str(k) for k in range(int(images.labels.max()) + 1)]
+    for name in classes:
+        if name not in known:
+            raise HebmError(
+                f"{where} names the class '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}"
+            )
+    return torch.isin(images.labels, torch.tensor([known.index(name) for name in classes]))
+
+
+def _in_memory(
+    array: np.ndarray,
+    data: recipe.Data,
+    split: Split,
+    where: str,
+    *,
+    hold_out: bool,
+    labels: np.ndarray | None = None,
+    classes: list[str] | None = None,
+) -> Images:
+    """Images of a uint8 array [N, C, H, W] (which may be mapped from a file)."""
+    _, channels, height, width = array.shape
+    shape = (data.channels or channels, *fitted_size(height, width, data, f"every image of {where}"))
+    positions = chosen_positions(len(array), data, split, hold_out=hold_out, where=where)
+    return Images(
+        len(positions),
+        shape,
+        lambda indices: fit(torch.from_numpy(np.ascontiguousarray(array[positions[indices]])), data),
+        labels=None if labels is None else torch.from_numpy(labels[positions].astype(np.int64)),
+        classes=classes,
+        numbers=positions,
+        total=len(array),
+    )
+
+
+def _digits(data: recipe.Data, split: Split) -> Images:
+    from sklearn.datasets import load_digits  # slow to import
+
+    found = load_digits()
+    pixels = np.round(found.images * 255 / 16).astype(np.uint8)[:, None]
+    return _in_memory(pixels, data, split, "digits", hold_out=True, labels=found.target, classes=DIGIT_NAMES)
+
+
+def _path(data: recipe.Data, what: str) -> Path:
+    if not data.path:
+        raise UsageError(f"data.source {data.source} needs data.path, {what}; give it with --set data.path=...")
+    return Path(data.path).expanduser()
+
+
+def _folder(data: recipe.Data, split: Split) -> Images:
+    folder = _path(data, "a folder of images")
+    if folder.is_file():
+        raise HebmError(f"data.path {folder} is a file, not a folder; for .npz and .npy set data.source=array")
+    splits = {name: folder / name for name in ("train", "test")}
+    hold_out = not all(part.is_dir() for part in splits.values())
+    parts = {split: folder} if hold_out else splits
+    # Both splits are looked through either way: they must agree on size, colour and class names.
+    listed = {part: listed_in(place) for part, place in parts.items()}
+    shape = common_shape([path for paths, _ in listed.values() for path in paths], folder, data)
+    classes = sorted({label for _, labels in listed.values() for label in labels or ()})
+
+    paths, labels = listed[split]
+    chosen = chosen_positions(len(paths), data, split, hold_out=hold_out, where=str(folder))
+    if not hold_out:  # a hold-out is shuffled already
+        chosen = permutation(len(paths), 0, 0)[chosen]
+    numbers = {name: number for number, name in enumerate(classes)}
+    return on_disk(
+        [paths[i] for i in chosen],
+        shape,
+        data,
+        labels=torch.tensor([numbers[labels[i]] for i in chosen]) if labels else None,
+        classes=classes if labels else None,
+        numbers=chosen,
+        total=len(paths),
+    )
+
+
+def _array(data: recipe.Data, split: Split) -> Images:
+    path = _path(data, "an .npz or .npy file")
+    if not path.exists():
+        raise HebmError(f"the array file data.path {path} does not exist; give an .npz or .npy file")
+    if path.is_dir():
+        raise HebmError(
+            f"data.path {path} is a folder, not an .npz or .npy file; for image files set data.source=folder"
+        )
+    keys, arrays, hold_out = opened_arrays(path, split)
+    images = {role: channels_first(arrays[role], f"{keys[role]} of {path}") for role in ("x", "other") if role in keys}
+    if "other" in images and images["other"].shape[1:] != images["x"].shape[1:]:
+        raise HebmError(
+            f"the images of {path} differ in size: {keys['x']} has shape {arrays['x'].shape} and {keys['other']} "
+            f"{arrays['other'].shape}; give both one height, width and number of channels"
+        )
+    labels, classes = arrays.get("y"), arrays.get("classes")
+    if classes is not None:
+        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in classes.ravel().tolist()]
+    if labels is not None:
+        labels = checked_labels(labels, len(images["x"]), classes, f"{keys['y']} of {path}")
+        # Named before anything is held out, so that both splits know the same classes.
+        classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
+    return _in_memory(images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes)
+
+
+def _root(data: recipe.Data) -> Path:
+    return Path(data.path or "data").expanduser()
+
+
+def _from_torchvision(data: recipe.Data, **which: Any) -> Any:
+    from torchvision import datasets  # slow to import
+
+    root = _root(data)
+    name, folder, files = TORCHVISION[data.source]
+    try:
+        return getattr(datasets, name)(str(root), download=data.download, **which)
+    except Exception as error:  # torchvision raises RuntimeError, URLError, ImportError, BadZipFile and others
+        what = "is not whole on disk and could not be downloaded" if data.download else "is missing or damaged"
+        otherwise = "" if data.download else ", or let it be downloaded with --set data.download=true"
+        raise HebmError(
+            f"{data.source} {what} ({first_sentence(error)}); place {files} in {root / folder}{otherwise}"
+        ) from error
+
+
+def _torchvision_array(data: recipe.Data, split: Split) -> Images:
+    """The sources that torchvision reads wholly into memory."""
+    svhn = data.source == "svhn"
+    dataset = _from_torchvision(data, **({"split": split} if svhn else {"train": split == "train"}))
+    return _in_memory(
+        # SVHN's file has the images innermost, where reading one would touch the whole array.
+        np.ascontiguousarray(channels_first(np.asarray(dataset.data), data.source)),
+        data,
+        split,
+        data.source,
+        hold_out=False,
+        labels=np.asarray(dataset.labels if svhn else dataset.targets),
+        classes=DIGIT_NAMES if data.source in ("mnist", "svhn") else list(dataset.classes),
+    )
+
+
+def _celeba(data: recipe.Data, split: Split) -> Images:
+    """CelebA, in the data set's order (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)."""
+    dataset = _from_torchvision(data, split=split)
+    folder = Path(dataset.root) / dataset.base_folder / "img_align_celeba"
+    chosen = chosen_positions(len(dataset.filename), data, split, hold_out=False, where="celeba")
+    paths = [folder / dataset.filename[i] for i in chosen]
+    # They are all of one size, so one header speaks for them.
+    attributes = {n: dataset.attr[chosen, k] == 1 for k, n in enumerate(dataset.attr_names) if n}
+    return on_disk(paths, common_shape(paths[:1], folder, data), data, attributes=attributes)
+
+
+def _lsun(data: recipe.Data, split: Split) -> Images:
+    """One category of LSUN (https://www.yf.io/p/lsun): a database of encoded images.
+
+    Read with lmdb itself: torchvision's reader pickles the keys into the working directory, under a name that two
+    databases can share.
+    """
+    folder = _root(data) / f"{data.category}_{'train' if split == 'train' else 'val'}_lmdb"
+    if not (folder / "data.mdb").is_file():
+        near = "" if data.category in LSUN_CATEGORIES else did_you_mean(data.category, LSUN_CATEGORIES)
+        raise HebmError(
+            f"there is no LSUN database {folder}; it cannot be downloaded from here, so unpack "
+            f"{folder.name}.zip of https://www.yf.io/p/lsun there, or correct data.path or data.category{near}"
+        )
+    if not (data.size or data.crop):
+        raise HebmError("LSUN's images differ in size; resize them all with --set data.size=64 (any side)")
+    try:
+        database = _database(str(folder.resolve()))
+        with database.begin() as transaction:
+            keys = list(transaction.cursor().iternext(keys=True, values=False))
+    except lmdb.Error as error:
+        raise HebmError(f"{folder} cannot be read as an LMDB database ({error}); unpack it again") from error
+    if not keys:
+        raise HebmError(f"the LSUN database {folder} holds no images; unpack it again")
+    keys = [keys[i] for i in chosen_positions(len(keys), data, split, hold_out=False, where=str(folder))]
+    data = data.model_copy(update={"channels": data.channels or 3})
+
+    def name(i: int) -> str:
+        return f"the entry {keys[i].decode(errors='replace')} of {folder}"
+
+    def decode(i: int) -> Tensor:
+        with database.begin() as transaction:
+            encoded = transaction.get(keys[i])
+        return decode(io.BytesIO(encoded), name(i), data)
+
+    side = data.size or data.crop
+    shape = (data.channels, side, side)
+    return Images(len(keys), shape, Decoder(len(keys), shape, decode, name))
+
+
+@cache  # a process may open a database only once, whoever reads it
+def _database(folder: str) -> lmdb.Environment:
+    return lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)

@@ -1,0 +1,89 @@
+"""TODO."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from hebmtool.errors import HebmError
+
+
+def digest(path: str | Path) -> str:
+    """A digest of the file's content: which weights they are.  Raises `HebmError` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise HebmError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in one move.  Raises `HebmError` as `save` does."""
+    write_bytes(Path(path), text.encode())
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """Append `text` (no newline in it) to `path` as a line of its own, even after a line cut short by a crash.
+
+    Raises `HebmError` when it cannot be written; the file then ends where it ended.
+    """
+    path, before = Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            line = text.encode() + b"\n"
+            if before:
+                file.seek(before - 1)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if before is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)
+        raise _unwritable(path, len(text), error) from error
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` beside `path`, then rename: whatever happens, `path` holds the old content or all of the new.
+
+    Raises `HebmError` when it cannot be written; the temporary is removed.
+    """
+    path = Path(path)
+    # The process id keeps two writers apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(path, len(data), error) from error
+        raise
+    with contextlib.suppress(OSError):  # some network filesystems cannot sync a folder; the file itself is safe
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _unwritable(path: Path, size: int, error: OSError) -> HebmError:
+    intact, again = "", "rerun"
+    if path.exists():
+        checkpoint = path.suffix == ".safetensors"
+        intact = f"; the previous {'checkpoint' if checkpoint else 'file'} is intact"
+        again = "rerun with --resume" if checkpoint else "rerun"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        reason = f"no space left (needs {size / 2**20:.1f} MiB, {free / 2**20:.1f} MiB free)"
+        return HebmError(f"could not save {path}: {reason}{intact}; free some space and {again}")
+    return HebmError(f"could not save {path}: {error.strerror or error}{intact}; make it writable and {again}")

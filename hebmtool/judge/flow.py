@@ -1,0 +1,92 @@
+"""What a prior learned without an encoder reached: samples, reconstructions, match, recovery of missing pixels."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hebmtool import data, files, picture
+from hebmtool.data import masks
+from hebmtool.judge import closure as closures
+from hebmtool.metrics import distances, flow_match
+from hebmtool.metrics.features import Features
+from hebmtool.prior import Prior
+from hebmtool.recipe import Recipe
+from hebmtool.run.folder import Run
+from hebmtool.use import infer, inpaint
+from hebmtool.use import reconstruct as reconstruction
+
+JUDGED = 256
+"""Test images inferred at the end, to be judged; the Fréchet distance takes evaluate.samples."""
+
+
+RECOVERED, DRAWS = 128, 4
+"""Training images recovered there, and draws of each."""
+
+
+def judge(
+    model: Prior,
+    run: Run,
+    recipe: Recipe,
+    images: data.Images,
+    test: data.Images,
+    features: Features | None,
+    hidden: masks.Masks | None,
+) -> dict:
+    """What a flow model reached; pictures go into the run.
+
+    fd: Fréchet distance of samples to test images; None without a feature network.  mse, psnr: of reconstructions of
+    `images` test images.  match: `flow_match.match`.  recovery: `recover`, with `data.missing`.
+    """
+    n = min(JUDGED, len(test))
+    inference = infer.Inference(model, recipe, seed=recipe.seed)
+    originals = test.batch(range(n))
+    z = inference(originals)[:, 0]
+    found = reconstruction.errors(inference.decode(z), originals)
+    result = {"fd": None, "features": None, "mse": found.mse.mean().item(), "psnr": found.pooled()}
+    result["images"] = n
+    if features is not None:
+        reference = features(torch.cat(list(test.batches())))
+        drawn = closures.prior_images(model, recipe.evaluate.samples, closures.draw_seed(recipe))
+        result |= {"fd": distances.frechet_distance(features(drawn), reference), "features": features.name}
+        result["samples"] = recipe.evaluate.samples
+    # As many steps as in learning: it is that run whose law the prior learns.
+    z = infer.Inference(model, recipe, recipe.flow.steps, recipe.seed)(originals)[:, 0]
+    match = flow_match.match(model, z, recipe.seed)
+    files.write_bytes(run.samples_dir / f"{model.kind}-match.png", flow_match.figure(model, z, match, recipe.seed))
+    result["match"] = match.figures()
+    if hidden is not None:
+        result["recovery"] = recover(inference, images, hidden, range(min(RECOVERED, len(images))), run)
+    return result
+
+
+def recover(
+    inference: infer.Inference, images: data.Images, hidden: masks.Masks, which: Sequence[int], run: Run
+) -> dict:
+    """Fill the hidden pixels of training images, which have never been seen, by inference from the observed ones.
+
+    Draws run.samples_dir/recovered.png.  Returns the errors on hidden pixels, which say something where the data hold
+    the originals there: mse and psnr of the mean of a few draws, psnr_of_one of each; and `hidden`, the share of pixels
+    that are.
+    """
+    originals, masks = images.batch(which), hidden(which)
+    found = inpaint.inpaint(inference, originals, masks, DRAWS)
+    each, of_mean = inpaint.hidden_errors(found, originals, masks)
+    picture.save(inpaint.figure(originals, masks, found, damaged=False), run.samples_dir / "recovered.png")
+    return {
+        "mse": of_mean.mse.mean().item(),
+        "psnr": of_mean.pooled(),
+        "psnr_of_one": each.pooled(),
+        "images": len(originals),
+        "hidden": masks.float().mean().item(),
+    }
+
+
+def sentence(kind: str, found: dict) -> str:
+    """`judge`'s result for people."""
+    parts = [] if found["fd"] is None else [f"FD {found['fd']:.3f} ({found['samples']} samples, {found['features']})"]
+    parts.append(f"test reconstructions: MSE {found['mse']:.5f}, PSNR {found['psnr']:.2f} dB")
+    match = found["match"]
+    parts.append(f"inferred z to prior {match['prior']:.3f}, between two draws of the prior {match['floor']:.3f}")
+    if "recovery" in found:
+        parts.append(f"recovered pixels: PSNR {found['recovery']['psnr']:.2f} dB")
+    return f"{kind}: " + "; ".join(parts)

@@ -1,0 +1,221 @@
+"""Out-of-distribution scores of images, at every cut k of the hierarchy; high = in-distribution.
+
+    energy       S_{>k}(x) = sum_{i>k} f_i(z_i, 0)          (and where latents are whitened, what that knows of layer i)
+    likelihood   L^{>k}(x) = E[log p(x | z) - sum_{i>k} KL_i],      z_{>k} ~ q(. | x),  z_{<=k} ~ p(. | z_{>k})
+    llr          L^{>k}(x) - L(x),                                  L = L^{>0}, the ELBO
+
+The energy is read at u_0 ~ q(u | x) (scheme `inference`), or at that u_0 noised to a level and brought back by the
+conditional EBMs (scheme `diffusion`; "HEBM", https://arxiv.org/abs/2405.13910, Figure 3).  The ratio is the negative
+of Havtorn et al.'s LLR^{>k} ("Hierarchical VAEs Know What They Don't Know", https://arxiv.org/abs/2102.08248), which is
+high for what is out of distribution.
+
+f_i was learned on posterior draws, whose norm is not their mean's; so every score averages a few draws of q and, where
+the likelihood wants binary or continuous pixels, of those.  The noise of an image is seeded by its own pixels: its
+score is the same wherever it stands, in whatever batch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from hebmtool import data, picture
+from hebmtool.console import progress
+from hebmtool.errors import HebmError
+from hebmtool.judge.battery import battery
+from hebmtool.metrics.detection import figures_of_merit
+from hebmtool.noise import derive_seed
+from hebmtool.use.score import PosteriorScorer, Scorer, calibration, default_cut, in_batches
+
+BOOTSTRAPS = 200
+
+
+HISTOGRAM_BINS = 40
+
+
+@dataclass
+class Method:
+    """A score, held against every set.
+
+    inside: [N, cuts].  outside: set -> [M, cuts].  rows: figures of merit by (set, cut).  chosen: the cut chosen blind,
+    `by` the AUROC at every cut it was chosen by; both None where --layer gave the cut.
+    """
+
+    scorer: Scorer
+    inside: np.ndarray
+    chosen: int
+    by: list[float] | None
+    outside: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[tuple[str, int], dict] = field(default_factory=dict)
+
+    def add(self, name: str, scores: np.ndarray) -> None:
+        self.outside[name] = scores
+        for k, a, b in zip(self.scorer.cuts, self.inside.T, scores.T, strict=True):
+            self.rows[name, k] = figures_of_merit(a, b, BOOTSTRAPS, derive_seed(name, k) % 2**32)
+
+    def worst(self, cut: int) -> tuple[str, float]:
+        """The set least well separated at a cut, and its AUROC."""
+        return min(((name, self.rows[name, cut]["auroc"]) for name in self.outside), key=lambda found: found[1])
+
+    @property
+    def best(self) -> int:
+        """The best cut in hindsight: the highest AUROC on the set least well separated."""
+        return max(self.scorer.cuts, key=lambda k: self.worst(k)[1])
+
+    def sentence(self) -> str:
+        name, value = self.worst(self.chosen)
+        if isinstance(self.scorer, PosteriorScorer):
+            return f"{self.scorer.name}: AUROC at least {value:.3f} ({name})"
+        how = "as asked" if self.by is None else "chosen without these sets"
+        best_name, best_value = self.worst(self.best)
+        return (
+            f"{self.scorer.name}: cut {self.chosen}, {how}: AUROC at least {value:.3f} ({name}); best in hindsight "
+            f"cut {self.best}: at least {best_value:.3f} ({best_name})"
+        )
+
+    def figures(self) -> dict:
+        rows = [{"set": name, "cut": k} | found for (name, k), found in self.rows.items()]
+        energy = self.scorer.score == "energy"
+        return {
+            "score": self.scorer.score,
+            "scheme": self.scorer.scheme if energy else None,
+            "level": self.scorer.level if self.scorer.scheme == "diffusion" else None,
+            "draws": self.scorer.draws,
+            "cuts": self.scorer.cuts,
+            "cut": self.chosen,
+            "chosen_by": self.by,
+            "best_cut": self.best,
+            "rows": rows,
+        }
+
+
+def compare(
+    scorers: Sequence[Scorer],
+    test: data.Images,
+    n: int = 500,
+    cut: int | None = None,
+    sets: Iterable[tuple[str, Tensor]] | None = None,
+) -> list[Method]:
+    """Hold scores against out-of-distribution sets.
+
+    The first test images choose the cut (`blind_cut`), up to n of the others stand for the distribution.  Both schemes
+    of the energy share the cut chosen for inference.
+
+    Arguments:
+        cut: instead of choosing.
+        sets: (name, uint8 [M, C, H, W]); the built-in battery when None.
+
+    Raises:
+        HebmError: too few test images.
+    """
+    first = calibration(test)
+    inside = test.batch(range(first, min(first + n, len(test))))
+    if first < 2 or len(inside) < 2:
+        raise HebmError(
+            f"choosing a cut and judging it takes at least 6 test images, and there are {len(test)}; use more images, "
+            "or a larger data.test_fraction"
+        )
+    shape, config, seed = test.shape, scorers[0].recipe.data, scorers[0].seed
+    if sets is None:
+        sets = battery(inside, config, shape, seed)
+    methods, chosen = [], {}
+    with progress("scoring test images", len(scorers)) as bar:
+        for scorer, scores in zip(scorers, _scored(scorers, inside), strict=True):
+            if cut is not None:
+                k, by = scorer.check(cut), None
+            else:
+                if scorer.score not in chosen:
+                    chosen[scorer.score] = default_cut(scorer, test)
+                k, by = chosen[scorer.score]
+            methods.append(Method(scorer, scores, k, by))
+            bar.advance()
+    for name, images in sets:
+        with progress(f"scoring {name}", len(methods)) as bar:
+            for method, scores in zip(methods, _scored(scorers, images), strict=True):
+                method.add(name, scores)
+                bar.advance()
+    return methods
+
+
+def _scored(scorers: Sequence[Scorer], images: Tensor) -> Iterator[np.ndarray]:
+    """The scores of each scorer in turn, [N, cuts]; the ratio is taken of bounds that are there already."""
+    bound = None
+    for scorer in scorers:
+        if scorer.score == "llr" and bound is not None:
+            yield bound[:, 1:] - bound[:, :1]
+            continue
+        found = in_batches(scorer, images)
+        if scorer.score == "likelihood":
+            bound = found
+        yield found
+
+
+def table(methods: Sequence[Method]) -> str:
+    """Every figure with its interval, a line per score, set and cut; the cut chosen is starred."""
+
+    def cell(row: dict, key: str) -> str:
+        low, high = row[f"{key}_interval"]
+        return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+    names = {name for method in methods for name in method.outside}
+    width, left = max(map(len, names)), max(len(method.scorer.name) for method in methods)
+    lines = [f"{'score':{left}}  {'set':{width}}  cut   {'AUROC':20}  {'AUPRC':20}  FPR at 95% TPR"]
+    for method in methods:
+        for (name, k), row in method.rows.items():
+            star = "*" if k == method.chosen else " "
+            cells = "  ".join(cell(row, key) for key in ("auroc", "auprc", "fpr95"))
+            lines.append(f"{method.scorer.name:{left}}  {name:{width}}  {k:3}{star}  {cells}")
+    return "\n".join(lines)
+
+
+def plot_auroc(axis, method: Method) -> None:
+    """AUROC against the cut on a matplotlib axis, a curve per set in the colours C0, C1, ...; the cut chosen dashed."""
+    cuts = method.scorer.cuts
+    for i, name in enumerate(method.outside):
+        axis.plot(cuts, [method.rows[name, k]["auroc"] for k in cuts], "o-", color=f"C{i}", label=name, ms=4)
+    axis.axhline(0.5, color="0.8", lw=1, zorder=0)
+    axis.axvline(method.chosen, color="0.5", ls="--", lw=1, zorder=0)
+    axis.set(xlabel="k (layers above k are used)", ylabel="AUROC", ylim=(-0.03, 1.03))
+    axis.set_xticks(cuts if len(cuts) <= 12 else cuts[:: len(cuts) // 8])
+
+
+def plot_scores(axis, method: Method, cut: int) -> None:
+    """Histograms of the scores at a cut on a matplotlib axis: test images filled, sets in `plot_auroc`'s colours."""
+    column = method.scorer.cuts.index(cut)
+    inside, outside = method.inside[:, column], {name: each[:, column] for name, each in method.outside.items()}
+    low, high = np.quantile(np.concatenate([inside, *outside.values()]), [0.002, 0.998])
+    bins = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)
+
+    def plot(scores: np.ndarray, **style) -> None:
+        axis.hist(scores.clip(bins[0], bins[-1]), bins, weights=np.full(len(scores), 1 / len(scores)), **style)
+
+    plot(inside, label="test images", color="0.75")
+    for i, (name, scores) in enumerate(outside.items()):
+        plot(scores, label=name, color=f"C{i}", histtype="step")
+    axis.locator_params("x", nbins=5)
+    axis.set(xlabel=method.scorer.name, ylabel="share of images")
+
+
+def figure(methods: Sequence[Method]) -> bytes:
+    """A PNG with a column per score: AUROC against the cut, a curve per set; histograms at the lowest cut and at the
+    chosen one."""
+    from matplotlib.figure import Figure  # slow to import
+
+    columns = len(methods)
+    rows = 3 if any(method.chosen != method.scorer.cuts[0] for method in methods) else 2
+    canvas = Figure(figsize=(4.6 * columns + 1.6, 3.2 * rows), layout="constrained")
+    axes = canvas.subplots(rows, columns, squeeze=False)
+    for (above, *below), method in zip(axes.T, methods, strict=True):
+        plot_auroc(above, method)
+        above.set_title(method.scorer.name)
+        cuts = [method.scorer.cuts[0], method.chosen]
+        titles = {cuts[0]: f"k = {cuts[0]}", cuts[1]: f"k = {cuts[1]}, the cut chosen"}
+        for axis in below[len(titles) :]:
+            axis.set_axis_off()
+        for axis, (k, title) in zip(below, titles.items(), strict=False):
+            plot_scores(axis, method, k)
+            axis.set_title(title)
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside right upper", frameon=False)
+    return picture.plot_to_png(canvas)

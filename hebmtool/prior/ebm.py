@@ -1,0 +1,274 @@
+"""Energy-based priors over u.
+
+    ebm            p(u) ~ exp(F(T(u))) N(u; 0, I): one joint EBM, short-run Langevin from the Gaussian
+                   (Cui, Wu & Han 2023, https://arxiv.org/abs/2306.06323)
+    diffusion-ebm  T conditional EBMs, p(u_t | u_{t+1}), learned by recovery likelihood (Algorithm 1) and sampled
+                   from noise to data (Algorithm 2) (Cui & Han 2024, "HEBM", https://arxiv.org/abs/2405.13910)
+
+Both are one thing: level t's density is exp(F(T(u), t) / scale_t) times a Gaussian (`Schedule.conditional`), and a draw
+goes down the levels, of which a joint EBM has one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Self
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from hebmtool import recipe as recipes
+from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
+from hebmtool.errors import UsageError, did_you_mean
+from hebmtool.generator import Generator, TopDown
+from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
+from hebmtool.prior.energy import Energy
+from hebmtool.prior.objectives import OBJECTIVES
+from hebmtool.prior.schedule import Schedule
+from hebmtool.recipe.mistakes import sentence
+
+SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence")
+"""Keys of the recipe's `prior` part that say how a prior is drawn from, and nothing else where no chain taught F."""
+
+
+class EnergyPrior(Prior):
+    """What energy-based priors share.
+
+    Arguments:
+        config: the recipe's `prior` part.
+
+    chain: what it is drawn with.  learned_with: the chain in whose scale F was learned.
+    """
+
+    def __init__(self, generator: Generator, config: recipes.Prior, schedule: Schedule):
+        super().__init__(generator)
+        self.config, self.schedule, self.K = config, schedule, config.steps
+        self.energy = Energy(generator, config.energy)
+        self.chain: Chain = make_chain(config)
+        self.learned_with: Chain = self.chain
+        self.conditions: Sequence[Condition] = ()
+
+    @property
+    def T(self) -> int:
+        return self.schedule.T
+
+    def given(self, conditions: Sequence[Condition]) -> Self:
+        return self._twin(conditions=tuple(conditions))
+
+    def using(self, **sampler) -> Self:
+        for key in sampler:
+            if key not in SAMPLER:
+                allowed = ", ".join(SAMPLER)
+                raise UsageError(f"a chain has no setting {key}; choose of {allowed}{did_you_mean(key, SAMPLER)}")
+        try:
+            config = recipes.Prior.model_validate(self.config.model_dump() | sampler)
+        except ValidationError as error:
+            raise UsageError(sentence(error.errors()[0], sampler, recipes.Prior)) from None
+        return self._twin(chain=make_chain(config), K=config.steps)
+
+    # F
+
+    def energies(self, u: Tensor, t: Tensor | None = None, layers: int | None = None) -> Tensor:
+        """f_i per image and layer, [N, L] top first.
+
+        Arguments:
+            u: [N, D].
+            t: level per image, [N]; 0 when None.
+            layers: only this many layers from the top.
+        """
+        t = self._level(u, 0) if t is None else t
+        return self.energy(self.generator.walk(u, layers), t)[..., 0]
+
+    def F(self, u: Tensor, t: Tensor | None = None, walk: TopDown | None = None) -> Tensor:
+        """F(T(u), t), [N], with what the conditions add; `walk` as in `log_tilt`."""
+        t = self._level(u, 0) if t is None else t
+        walk = self.generator.walk(u) if walk is None else walk
+        F = self.energy(walk, t)[..., 0].sum(1)
+        for condition in self.conditions:
+            F = F + self.scale(t) * condition(walk, t)
+        return F
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What divides F in the log density, [N]: b_t^2 for the published chain, 1 for the others."""
+        return self.learned_with.scale(self.schedule, t)
+
+    def log_ratio(self, u: Tensor, t: int = 0, layers: int | None = None) -> Tensor:
+        f = self.energies(u, self._level(u, t), layers) / self.scale(self._level(u[:1], t))
+        return f + self.generator.whitening_ratio(u)[:, : f.shape[1]]
+
+    def log_tilt(self, u: Tensor, t: int = 0, walk: TopDown | None = None) -> Tensor:
+        level = self._level(u, t)
+        return self.F(u, level, walk) / self.scale(level)
+
+    @staticmethod
+    def _level(u: Tensor, t: int) -> Tensor:
+        return torch.full((len(u),), t, dtype=torch.long, device=u.device)
+
+    # Drawing
+
+    def _slope(self, t: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """F at levels t [N] and its gradient, in the scale of the chain in use."""
+        if self.chain == self.learned_with:
+            return lambda u: value_and_gradient(lambda u: self.F(u, t), u)
+        ratio = self.chain.scale(self.schedule, t) / self.scale(t)
+        return lambda u: value_and_gradient(lambda u: ratio * self.F(u, t), u)
+
+    def _watched(self, watch: Watch | None, t: Tensor) -> Callable[[Tensor, Tensor, Tensor], None] | None:
+        """`watch` told in nats, of level t."""
+        if watch is None:
+            return None
+        scale, level = self.chain.scale(self.schedule, t), int(t[0])
+        return lambda u, F, slope: watch(level, u, F / scale, slope / scale[:, None])
+
+    def negatives(
+        self,
+        u_next: Tensor,
+        t: Tensor,
+        eps: Eps,
+        K: int | None = None,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Draw u_t by the chain of level t.
+
+        Arguments:
+            u_next: u_{t+1}, [N, D].
+            t: level per image, long [N].
+            held: coordinates the chain does not move.
+        """
+        K = self.K if K is None else K
+        with self.fixed():
+            return self.chain(self._slope(t), u_next, self.schedule, t, K, eps, tau, held, self._watched(watch, t))
+
+    def refine(
+        self,
+        u_0: Tensor,
+        eps: Eps,
+        K: int | None = None,
+        tau: float = 1.0,
+        held: Held | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0."""
+        t, K = self._level(u_0, 0), self.K if K is None else K
+        with self.fixed():
+            return self.chain.refine(self._slope(t), u_0, self.schedule, K, eps, tau, held, self._watched(watch, t))
+
+    def descend(
+        self,
+        u: Tensor,
+        level: int,
+        eps: Eps,
+        K: Steps = None,
+        tau: float = 1.0,
+        held: HeldStages | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[Tensor]:
+        """From u_level [N, D] down, yielding u_{level-1} ... u_0."""
+        for t in reversed(range(level)):
+            stage = at(held, self.T - t)
+            u = self.negatives(u, self._level(u, t), eps, self._each(K)[t], tau, stage, watch)
+            yield u
+
+    def trajectory(
+        self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None
+    ) -> Iterator[Tensor]:
+        u = hold(tau * eps(), at(held, 0))
+        yield u
+        yield from self.descend(u, self.T, eps, K, tau, held, watch)
+
+    def _each(self, K: Steps) -> Sequence[int]:
+        """Steps of every level, least noise first."""
+        K = self.K if K is None else K
+        return [K] * self.T if isinstance(K, int) else K
+
+    def gradients(self, K: Steps = None) -> int:
+        return sum(self._each(K))
+
+    # Learning
+
+    def pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(positives u_t, u_{t+1}, t [N]) for posterior draws u_0 [N, D], at levels to learn on."""
+        raise NotImplementedError
+
+    def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
+        return OBJECTIVES[self.config.objective](self, u_0, x)
+
+    def calibrate(self, walk: TopDown) -> None:
+        self.energy.calibrate(walk)
+
+    def settle(self) -> None:
+        self.energy.settle()
+
+    def fixed(self) -> AbstractContextManager:
+        return self.energy.fixed()
+
+
+class JointEBM(EnergyPrior, kind="ebm"):
+    """p(u) ~ exp(F(T(u))) N(u; 0, I).
+
+    Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I); optionally
+    with a small penalty on F^2 and a margin below which the difference is turned round.
+    """
+
+    def __init__(self, generator: Generator, config: recipes.Prior):
+        super().__init__(generator, config, Schedule.joint())
+
+    def pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return u_0, torch.randn_like(u_0), self._level(u_0, 0)
+
+    def stages(self, u_0: Tensor, eps: Eps) -> list[Tensor]:
+        return [u_0, u_0]
+
+    def fast_steps(self) -> Steps:
+        return None  # there are no levels to leave out
+
+
+class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
+    """Conditional EBMs over the levels of `hebmtool.prior.schedule`.
+
+    `loss` is Algorithm 1: (u_t, u_{t+1}) at a random t per image, negatives by K Langevin steps from u_{t+1}.
+    `trajectory` is Algorithm 2: u_T ~ N(0, I), then each level's chain in turn.
+
+    Where layers are held, or labels asked for, the trajectory alone comes only near the conditional: u_{V,t+1} of the
+    coordinates V that are free was drawn before u_{H,t} of those held was known, and a noised latent says little of its
+    label.  It then ends with as many steps again on p(u_0) itself.  (Two coordinates correlated 0.8 come to 0.68 without
+    and to 0.80 with them: T = 3, K = 10, h = 0.3.)
+    """
+
+    def __init__(self, generator: Generator, config: recipes.Prior):
+        super().__init__(generator, config, Schedule(config.levels))
+
+    def pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.levels(len(u_0)).to(u_0.device)
+        u_t, u_next = self.schedule.diffuse(u_0, t)
+        return u_t, u_next, t
+
+    def levels(self, n: int) -> Tensor:
+        """Levels to learn on, long [n]: floor(T U^p), U uniform on [0, 1), p being `level_power`."""
+        return (self.T * torch.rand(n).pow(self.config.level_power)).long().clamp(max=self.T - 1)
+
+    def trajectory(
+        self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None
+    ) -> Iterator[Tensor]:
+        for u in super().trajectory(eps, K, tau, held, watch):
+            yield u
+        if held is not None or self.conditions:
+            yield self.refine(u, eps, self.gradients(K), tau, at(held, -1), watch)
+
+    def fast_steps(self) -> Steps:
+        if not self.chain.leaves_out_levels:
+            raise UsageError(
+                f"drawing fast leaves out levels of noise, but the steps of the {self.chain.word} chain are what takes "
+                "a level to the next; take fewer steps instead"
+            )
+        # Where there is much noise F says next to nothing, and the Gaussian conditional does without it.
+        return self.config.fast or [self.K] + [0] * (self.T - 1)
+
+    def stages(self, u_0: Tensor, eps: Eps) -> list[Tensor]:
+        s, stages = self.schedule, [u_0]
+        # u_0 plays the part of the least noisy level, as in `loss` up to a noise of 1%.
+        for t in range(1, s.T + 1):
+            stages.append(float(s.a[t]) * stages[-1] + float(s.sigma[t]) * eps())
+        return stages[::-1]

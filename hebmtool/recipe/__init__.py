@@ -1,0 +1,37 @@
+"""What is trained on what, and how: one YAML file, validated, overridable, saved with the run.
+
+`schema` says which keys there are, their bounds and what they mean; `load` reads and writes YAML and applies overrides;
+`mistakes` says in a sentence what a user wrote wrong.  A key is added in `schema` alone.  Nothing here imports torch.
+"""
+
+from hebmtool.recipe.load import dump, from_dict, load, names, text
+from hebmtool.recipe.schema import (
+    CELL_ROLES,
+    Data,
+    Energy,
+    Evaluate,
+    Flow,
+    Generator,
+    Prior,
+    Recipe,
+    TrainPrior,
+    TrainVae,
+)
+
+__all__ = [
+    "CELL_ROLES",
+    "Data",
+    "Energy",
+    "Evaluate",
+    "Flow",
+    "Generator",
+    "Prior",
+    "Recipe",
+    "TrainPrior",
+    "TrainVae",
+    "dump",
+    "from_dict",
+    "load",
+    "names",
+    "text",
+]

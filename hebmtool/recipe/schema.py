@@ -1,0 +1,360 @@
+"""Recipes: one YAML file says what is trained on what, and how.
+
+A recipe has seven parts, in the order data flows: `data`, `generator`, `train_vae` (stage one), `prior`, `flow` (which
+replaces generator and stage one where `prior.kind` is flow), `train_prior` (stage two), `evaluate`.  Every key has a
+default, is validated, and can be overridden on the command line with `--set part.key=value`.  The resolved recipe is
+written into the run folder and into every checkpoint's header.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hebmtool.errors import did_you_mean
+from hebmtool.recipe.mistakes import show
+from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
+
+CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
+
+
+CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
+
+
+CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
+
+
+class Part(BaseModel):
+    # Strict, so that `levels: yes` is a mistake and not the number 1.
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Part):
+    """Which images, and what is done to them before the generator sees them."""
+
+    source: SOURCES.type = Field("digits", description="where the images come from")
+    path: str | None = Field(None, description="folder, .npz or .npy file, or the root torchvision keeps data in")
+    category: str = Field("church_outdoor", description="LSUN category")
+    download: bool = Field(True, description="let torchvision download where it offers to")
+    size: int | None = Field(None, ge=4, le=1024, description="resize images to this height and width (pixels)")
+    crop: int | None = Field(None, ge=4, description="centre crop to this side (pixels) before resizing")
+    channels: Literal[1, 3] | None = Field(None, description="1 converts to grey, 3 to RGB; none keeps the source's")
+    flip: bool = Field(False, description="random horizontal flips while training")
+    bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
+    limit: int | None = Field(None, ge=1, description="use only the first this many training images")
+    exclude: list[str] = Field(default_factory=list, description="classes left out of the training split")
+    attributes: dict[str, list[str]] = Field(
+        default_factory=dict, description="binary attributes made of classes: name -> the classes that have it"
+    )
+    missing: float | str | None = Field(
+        None,
+        description="pixels training does not see: the share of each image's that is hidden at random (above 0, below "
+        "1), or masks, a file or a folder (prior.kind flow only)",
+    )
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _share_or_masks(cls, missing: Any) -> Any:
+        if isinstance(missing, bool | int) or (isinstance(missing, float) and not 0 < missing < 1):
+            raise ValueError(
+                f"data.missing is {show(missing)}, but must be null, the share of pixels that is hidden (a number "
+                "above 0 and below 1), or a file or folder of masks"
+            )
+        return missing
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _classes_by_name(cls, attributes: Any) -> Any:
+        # A class called 3 may be written as a number.
+        if isinstance(attributes, Mapping):
+            for name in attributes:
+                if name == "class" or not re.fullmatch(r"\w[\w.-]*", str(name)):
+                    raise ValueError(
+                        f"data.attributes names an attribute {show(name)}, but names are letters, digits, '.', '_' "
+                        "and '-', and 'class' is the class itself"
+                    )
+            return {k: [str(c) for c in v] if isinstance(v, list) else v for k, v in attributes.items()}
+        return attributes
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _named_by_numbers(cls, exclude: Any) -> Any:
+        return [str(c) for c in exclude] if isinstance(exclude, list) else exclude
+
+
+class Generator(Part):
+    """The multi-layer NVAE-style generator (Vahdat & Kautz 2020, arXiv 2007.03898)."""
+
+    scales: int = Field(2, ge=1, le=5, description="latent scales, each half the resolution of the one below")
+    layers_per_scale: int = Field(3, ge=1, description="latent layers at the finest scale, and at each unless `halve`")
+    halve: bool = Field(False, description="halve the number of layers at each coarser scale")
+    min_layers_per_scale: int = Field(1, ge=1, description="floor of that halving")
+    latent_channels: int = Field(20, ge=1, description="channels of every z_i")
+    encoder_channels: int = Field(32, ge=2, description="encoder width at full resolution; doubles at each halving")
+    decoder_channels: int = Field(32, ge=2, description="decoder width at full resolution; doubles at each halving")
+    preprocess_blocks: int = Field(1, ge=0, le=6, description="halvings of the image before the finest latent scale")
+    preprocess_cells: int = Field(2, ge=1, description="cells in each of them")
+    postprocess_blocks: int = Field(1, ge=0, le=6, description="doublings after it; equal to preprocess_blocks")
+    postprocess_cells: int = Field(2, ge=1, description="cells in each of them")
+    encoder_cells: int = Field(1, ge=1, description="residual cells between encoder combiners")
+    decoder_cells: int = Field(1, ge=1, description="residual cells between latent layers in the decoder")
+    cells: str | dict[str, list[str]] = Field(
+        "res_bnswish", description="kind of residual cell, or a map from the eight cell roles to their ops"
+    )
+    squeeze_excitation: bool = Field(True, description="squeeze-and-excitation at the end of every cell")
+    residual_posterior: bool = Field(True, description="posterior parameters relative to the prior's")
+    flows: int = Field(0, ge=0, le=4, description="pairs of shift-only autoregressive cells per layer's posterior")
+    likelihood: LIKELIHOODS.type = Field("mixture", description="p(x|z)")
+    mixtures: int = Field(10, ge=1, description="components of the mixture of discretised logistics")
+
+    @field_validator("cells", mode="before")
+    @classmethod
+    def _known_cells(cls, cells: Any) -> Any:
+        if isinstance(cells, Mapping):
+            _check_cell_map(cells)
+        elif cells not in CELL_KINDS:
+            raise ValueError(
+                f"generator.cells is {show(cells)}, but must be one of {', '.join(CELL_KINDS)}, or a map from the "
+                f"eight cell roles to their ops{did_you_mean(cells, CELL_KINDS)}"
+            )
+        return cells
+
+    @model_validator(mode="after")
+    def _as_many_doublings_as_halvings(self) -> "Generator":
+        if self.preprocess_blocks != self.postprocess_blocks:
+            raise ValueError(
+                f"generator.preprocess_blocks is {self.preprocess_blocks} and generator.postprocess_blocks is "
+                f"{self.postprocess_blocks}, but they must be equal; set both"
+            )
+        return self
+
+
+def _check_cell_map(cells: Mapping) -> None:
+    for role in [*cells, *CELL_ROLES]:
+        known = role in CELL_ROLES
+        if not known or role not in cells:
+            found, near = ("lacks", "") if known else ("has", did_you_mean(role, CELL_ROLES))
+            raise ValueError(
+                f"generator.cells {found} the role {show(role)}, but must have exactly the roles "
+                f"{', '.join(CELL_ROLES)}{near}"
+            )
+    for role, ops in cells.items():
+        listed = isinstance(ops, list) and len(ops) in (1, 2) and all(isinstance(op, str) for op in ops)
+        if not listed or not all(re.fullmatch(CELL_OP, op) for op in ops):
+            raise ValueError(
+                f"generator.cells.{role} is {show(ops)}, but must be a list of one or two ops, each res_bnswish or "
+                "mconv_e<expansion>k<kernel>g0 with a kernel of odd size"
+            )
+
+
+class TrainVae(Part):
+    """Stage one: the generator and its encoder, by the ELBO."""
+
+    iterations: int = Field(20_000, ge=1, description="updates")
+    batch_size: int = Field(64, ge=2, description="images per update")
+    lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
+    lr_min: float = Field(1e-4, ge=0, description="and at the end")
+    lr_warmup: int = Field(200, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(3e-4, ge=0, description="Adamax's weight decay")
+    kl_warmup: float = Field(0.3, ge=0, le=1, description="share of the updates over which the KL's weight rises to 1")
+    kl_start: float = Field(1e-4, ge=0, le=1, description="weight of the KL at the start")
+    kl_balance: bool = Field(True, description="NVAE's balancing of the layers' KLs during warm-up")
+    free_nats: float = Field(0.0, ge=0, description="nats of KL per layer that cost nothing")
+    spectral_weight: float = Field(1e-2, ge=0, description="weight of the spectral regularisation")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    clip: float = Field(200.0, gt=0, description="gradient norm clip")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16 runs the forward pass under autocast")
+    log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
+    sample_every: int = Field(1000, ge=1, description="updates between sample grids")
+    save_every: int = Field(1000, ge=1, description="updates between checkpoints")
+
+
+class Energy(Part):
+    """The networks f_i whose sum is F."""
+
+    reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
+    width: int = Field(64, ge=1, description="channels")
+    blocks: int = Field(2, ge=1, description="residual blocks")
+    readout: Literal["sum", "strided"] = Field(
+        "sum", description="the last map is summed over pixels, or halved down to 2x2 and read whole"
+    )
+    spectral_norm: bool = Field(True, description="spectral normalisation of every convolution (readouts are free)")
+
+
+class Prior(Part):
+    """Which prior over u, and how it is learned."""
+
+    kind: KINDS.type = Field(
+        "diffusion-ebm",
+        description="the generator's own prior, one joint EBM, an EBM per noise level, or a flow learned jointly with "
+        "a generator of one layer (see the part flow)",
+    )
+    levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
+    level_power: float = Field(
+        1.0,
+        gt=0,
+        description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise",
+    )
+    steps: int = Field(50, ge=1, description="K, Langevin steps per level")
+    fast: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="steps of each level with --fast, least noise first; none: K at the first, 0 at the others"
+    )
+    chain: CHAINS.type = Field("langevin", description="'langevin' is the published chain")
+    eta: float = Field(3e-5, gt=0, description="step size of the published chain")
+    h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
+    theta: float = Field(0.5, gt=0, lt=1.6, description="step size of the underdamped chain, an angle (radians)")
+    persistence: float = Field(
+        0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
+    )
+    objective: OBJECTIVES.type = Field(
+        "recovery",
+        description="recovery likelihood, (conditional) noise-contrastive estimation, or denoising score matching",
+    )
+    whiten: bool = Field(
+        False,
+        description="take the posterior's mean and covariance out of u first, so that F learns what a Gaussian cannot "
+        "know; for up to 16,384 latent dimensions",
+    )
+    penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="nats by which a negative may fall below its positive before the push turns round; 0: never",
+    )
+    energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
+    labels: list[str] = Field(
+        default_factory=list, description="labels to couple: class, or names of attributes; one word or a list"
+    )
+    label_layers: list[int] | None = Field(
+        None, min_length=1, description="layers coupled to labels (1 = bottom); none couples all"
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_word_is_a_list(cls, labels: Any) -> Any:
+        return [labels] if isinstance(labels, str) else labels
+
+    @model_validator(mode="after")
+    def _fast_fits(self) -> "Prior":
+        if self.fast is not None and len(self.fast) != self.levels:
+            raise ValueError(
+                f"prior.fast is {self.fast}, but must have one number of steps for each of the {self.levels} levels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> "Prior":
+        if self.objective == "score-matching" and self.kind == "ebm":
+            raise ValueError(
+                "prior.objective is score-matching, but the ebm kind has no noise levels to match; use recovery"
+            )
+        return self
+
+
+class Flow(Part):
+    """A latent of one layer: its flow prior, its top-down network, and inference by short-run Langevin dynamics, as in
+    "A Tale of Two Latent Flows" (Xie et al. 2023, arXiv 2301.09300).  Read where `prior.kind` is flow."""
+
+    latent: int = Field(100, ge=2, description="dimensions of z")
+    transforms: int = Field(8, ge=0, description="coupling layers; with 0 the prior is N(0, I)")
+    coupling: Literal["affine", "spline"] = Field("affine", description="what each does to half of z")
+    hidden: int = Field(128, ge=1, description="width of the two hidden layers that tell it how")
+    width: int = Field(64, ge=1, description="channels of the network at half resolution; doubles at each halving")
+    sigma: float = Field(0.3, gt=0, description="standard deviation of pixels, which reach from -1 to 1")
+    steps: int = Field(20, ge=1, description="Langevin steps while learning")
+    test_steps: int = Field(300, ge=1, description="Langevin steps afterwards")
+    step_size: float = Field(0.1, gt=0, description="s, their size")
+    start: Literal["prior", "normal"] = Field("prior", description="a chain starts from a draw of the flow, or N(0, I)")
+    warmup: int = Field(0, ge=0, description="updates in which chains start from N(0, I) whatever `start` says")
+    persistent: bool = Field(False, description="an image's chain goes on where it ended the last time")
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainPrior(Part):
+    """Stage two: the prior, generator and encoder frozen; or flow and network together."""
+
+    iterations: int = Field(5_000, ge=1, description="updates")
+    seed: int | None = Field(
+        None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's, which the generator has"
+    )
+    batch_size: int = Field(64, ge=1, description="images per update")
+    lr: float = Field(4e-5, gt=0, description="Adam learning rate")
+    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
+    lr_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999),
+        strict=False,  # a YAML list is not a tuple
+        description="Adam's averaging coefficients",
+    )
+    weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="of generator and energies while learning; bf16 keeps parameters and latents in float32"
+    )
+    label_iterations: int = Field(2000, ge=1, description="updates per label of prior.labels")
+    label_lr: float = Field(1e-3, gt=0, description="Adam learning rate for them")
+    readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
+    readjust_temperature: float = Field(1.0, gt=0, description="standard deviation of u in those batches")
+    log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
+    sample_every: int = Field(500, ge=1, description="updates between sample grids")
+    save_every: int = Field(500, ge=1, description="updates between checkpoints")
+
+
+class Evaluate(Part):
+    """The prior-hole closure printed at the end of stage two."""
+
+    samples: int = Field(1000, ge=2, description="images per set")
+    features: str | None = Field(None, description="TorchScript feature network; none uses the embedded one")
+
+
+class Recipe(Part):
+    """All parts. `load` and `from_dict` report mistakes in the user's words; the constructor in pydantic's."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="names the run folder: letters, digits, '.', '_' and '-', beginning with none of '.' and '-'",
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of every random draw")
+    data: Data = Field(default_factory=Data, description="which images")
+    generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
+    train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")
+    prior: Prior = Field(default_factory=Prior, description="the prior over u")
+    flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
+    train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+
+    @property
+    def prior_seed(self) -> int:
+        """Seed of stage two."""
+        return self.seed if self.train_prior.seed is None else self.train_prior.seed
+
+    @property
+    def one_stage(self) -> bool:
+        """Whether prior and generator are learned together, in stage two; there is no stage one then."""
+        return self.prior.kind == "flow"
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> "Recipe":
+        if self.prior.kind == "flow" and self.prior.labels:
+            raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
+        if self.data.missing is not None and self.prior.kind != "flow":
+            raise ValueError(
+                f"data.missing needs prior.kind flow, and it is {self.prior.kind}: an encoder reads whole images; "
+                "remove data.missing, or change prior.kind"
+            )
+        if self.data.missing is not None and self.data.flip:
+            raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
+        if self.prior.kind == "flow":
+            if self.flow.persistent and self.data.flip:
+                raise ValueError(
+                    "data.flip mirrors images and flow.persistent goes on with their chains; set one of them"
+                )
+            if self.train_prior.precision != "float32":
+                raise ValueError("train_prior.precision is bf16, but a flow is learned in float32; remove it")
+        return self

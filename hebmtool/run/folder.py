@@ -1,0 +1,347 @@
+"""A run: the folder in which one recipe is trained.
+
+runs/NAME/
+    recipe.yaml                     the resolved recipe
+    generator.safetensors           what sampling needs      generator.train.safetensors     what resuming needs
+    prior-KIND.safetensors                                   prior-KIND.train.safetensors
+    label-NAME.safetensors                                   label-NAME.train.safetensors
+    metrics.jsonl                   one line per record of the training loops
+    samples/*.png
+    figures.json                    results, such as the closure of each prior
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from hebmtool import files
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.recipe import Recipe, dump, load
+from hebmtool.recipe.words import KINDS
+from hebmtool.run.header import brings_generator
+
+
+class Run:
+    """The run in the folder `path`.  Whoever trains in it holds its lock: `with Run.create(...) as run`, or
+    `with Run.open(...).lock() as run`; readers need none."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        self._lock: FileLock | None = None
+
+    @classmethod
+    def create(cls, root: str | Path, recipe: Recipe, resume: bool = False) -> Self:
+        """The locked run `root/recipe.name`: new with its recipe written, or with `resume` the one that is there.
+
+        On resuming, recipe.yaml is left as it is: compare with `check_same`, then `write_recipe`.
+        Raises `HebmError` when a run with checkpoints is there and `resume` is false, when none is and it is true, when
+        the folder cannot be made, or when another process holds the lock.
+        """
+        run = cls(Path(root) / recipe.name)
+        if resume and not run.checkpoints():
+            raise HebmError(f"there is no checkpoint to resume in {run.path}; start a new run instead")
+        run.lock()
+        try:
+            if not resume:
+                if run.checkpoints():
+                    raise HebmError(
+                        f"the run {run.path} already has checkpoints; resume it, or start another with name=NAME"
+                    )
+                run.write_recipe(recipe)
+        except BaseException:
+            run.unlock()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path_or_name: str | Path | None, root: str | Path) -> Self:
+        """The run of that name under `root`, or in that folder; for None, the run with the newest checkpoint.
+
+        Raises `HebmError` when there is none.
+        """
+        root = Path(root)
+        runs = [cls(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+        if path_or_name is None:
+            trained = [run for run in runs if run.checkpoints()]
+            if not trained:
+                raise HebmError(f"there is no trained run under {root}; train one with `hebm train-vae digits`")
+            return max(trained, key=lambda run: max(path.stat().st_mtime for path in run.checkpoints()))
+        found = [folder for folder in (root / path_or_name, Path(path_or_name)) if folder.is_dir()]
+        for folder in found:
+            if (folder / "recipe.yaml").is_file() or cls(folder).checkpoints():
+                return cls(folder)
+        if found:
+            raise HebmError(f"the folder {found[0]} is not a run: it has no recipe.yaml and no checkpoint; name a run")
+        near = did_you_mean(Path(path_or_name).name, [run.name for run in runs])
+        raise HebmError(
+            f"there is no run '{path_or_name}', under {root} or as a folder"
+            + (near or "; name another, or train one with `hebm train-vae digits`")
+        )
+
+    @staticmethod
+    def check_same(old: Recipe, new: Recipe, parts: Iterable[str]) -> None:
+        """Raise `HebmError` naming the first key within `parts` ("generator", "prior.kind") whose value differs."""
+        before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+        parts = tuple(parts)
+        for key in before | after:
+            if any(key == part or key.startswith(part + ".") for part in parts) and before.get(key) != after.get(key):
+                raise HebmError(
+                    f"the run was trained with {key} = {before.get(key)} and the recipe now says "
+                    f"{after.get(key)}; set it back, or start another run with name=NAME"
+                )
+
+    def check_stage_one(self, recipe: Recipe) -> Recipe:
+        """The run's recipe, its data part brought up to `recipe`'s in what may change between the stages.
+
+        Raises `HebmError` when the run's generator was trained with another generator, data or seed part.
+        """
+        kept = self.recipe()
+        attributes = kept.data.attributes | recipe.data.attributes
+        free = {key: getattr(recipe.data, key) for key in ("path", "download", "attributes")}
+        kept.data = kept.data.model_copy(update=free)
+        self.check_same(kept, recipe, ["generator", "data", "seed"])
+        kept.data.attributes = attributes
+        return kept
+
+    # The lock
+
+    def lock(self) -> Self:
+        """Take the lock that one trainer at a time holds; the system frees it when the process ends.
+
+        Raises `HebmError` when another process holds it.
+        """
+        if self._lock is not None:
+            return self
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.samples_dir.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise HebmError(
+                f"another process is training the run {self.path}; wait for it, stop it, or start another run with "
+                "name=NAME"
+            ) from error
+        except NotImplementedError:
+            pass  # a filesystem without locks: training unguarded is better than not at all
+        except OSError as error:
+            raise HebmError(
+                f"could not write in the run folder {self.path}: {error.strerror}; make it writable, or choose another "
+                "with name=NAME"
+            ) from error
+        self._lock = lock
+        # A checkpoint half-written when a process was killed outright; only the holder of the lock writes them.
+        for stale in self.path.glob(".*.safetensors.*.tmp"):
+            stale.unlink(missing_ok=True)
+        return self
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.unlock()
+
+    # What is in the folder
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def generator_path(self) -> Path:
+        return self.path / "generator.safetensors"
+
+    @property
+    def generator_train_path(self) -> Path:
+        return self.path / "generator.train.safetensors"
+
+    def prior_path(self, kind: str) -> Path:
+        return self.path / f"prior-{kind}.safetensors"
+
+    def prior_train_path(self, kind: str) -> Path:
+        return self.path / f"prior-{kind}.train.safetensors"
+
+    def label_path(self, name: str) -> Path:
+        return self.path / f"label-{name}.safetensors"
+
+    def label_train_path(self, name: str) -> Path:
+        return self.path / f"label-{name}.train.safetensors"
+
+    def label_paths(self) -> list[Path]:
+        """The trained labels' files."""
+        return [
+            p for p in self.checkpoints() if p.name.startswith("label-") and not p.name.endswith(".train.safetensors")
+        ]
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures_path(self) -> Path:
+        return self.path / "figures.json"
+
+    @property
+    def samples_dir(self) -> Path:
+        return self.path / "samples"
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(path for path in self.path.glob("[!.]*.safetensors") if path.is_file())
+
+    def priors(self) -> list[str]:
+        """The kinds of prior that can be sampled, from the simplest to the one to be preferred, in the recipe's order:
+        the generator's own first, when there is a generator, then those trained."""
+        own, *kinds = KINDS
+        trained = [kind for kind in kinds if self.prior_path(kind).is_file()]
+        return [own] * self.generator_path.is_file() + trained
+
+    @property
+    def one_stage(self) -> bool:
+        """Whether the run's prior was learned together with its generator, in whose checkpoint both are."""
+        return not self.generator_path.is_file() and any(
+            brings_generator(self.prior_path(kind)) for kind in self.priors()
+        )
+
+    def require_generator(self) -> Path:
+        """The path of the generator of many layers.  Raises `HebmError` when there is none yet, or never will be."""
+        if self.one_stage:
+            raise HebmError(
+                f"the run {self.path} is a {self.priors()[-1]} model, whose latent has one layer, and this needs the "
+                "layers of a hierarchical generator; name another run (`hebm train-vae` makes one)"
+            )
+        if not self.generator_path.is_file():
+            raise HebmError(
+                f"the run {self.path} has no generator ({self.generator_path.name} is missing); train it with "
+                f"`hebm train-vae {self._recipe_word()}`"
+            )
+        return self.generator_path
+
+    def require_prior(self, kind: str) -> Path:
+        """The path of the prior of that kind; the Gaussian one is the generator's own.
+
+        Raises `UsageError` when no such kind exists, `HebmError` when it, or the generator, is not trained yet.
+        """
+        own, *_ = KINDS
+        trained = self.priors()
+        if kind not in KINDS:
+            raise UsageError(
+                f"there is no kind of prior '{kind}'; choose one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+            )
+        if kind in trained and kind != own:
+            if not self.one_stage:
+                self.require_generator()
+            return self.prior_path(kind)
+        if self.one_stage:
+            raise HebmError(f"the run {self.path} is a {trained[-1]} model and has no '{kind}' prior; name no kind")
+        generator = self.require_generator()
+        if kind == own:
+            return generator
+        raise HebmError(
+            f"the run {self.path} has no '{kind}' prior (it has {', '.join(trained)}); train it with "
+            f"`hebm train-prior {self._recipe_word()}` and prior.kind={kind}"
+        )
+
+    # The recipe
+
+    def recipe(self) -> Recipe:
+        """The recipe in recipe.yaml.  Raises `HebmError` when it is missing or wrong."""
+        if not self.recipe_path.is_file():
+            raise HebmError(f"the run {self.path} has no recipe.yaml; put back the recipe it was trained with")
+        return load(self.recipe_path)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        files.write_text(self.recipe_path, dump(recipe))
+
+    # Records
+
+    def log(self, stage: str, step: int, **figures: Any) -> None:
+        """Append {"stage", "step", "time", **figures} to metrics.jsonl.
+
+        Figures are numbers, strings, tensors or arrays, or lists and dicts of them; floats keep six significant digits,
+        and what is not finite becomes null.
+        """
+        record = {"stage": stage, "step": int(step), "time": round(time.time(), 3)} | _plain(figures)
+        files.append_line(self.metrics_path, json.dumps(record))
+
+    def metrics(self, stage: str | None = None) -> list[dict]:
+        """The records of metrics.jsonl in order, of one stage or of all; a line cut short by a crash is passed over."""
+        return [record for _, record in self._records() if stage is None or record.get("stage") == stage]
+
+    def seconds(self, stage: str) -> float:
+        """Time trained so far: `seconds` in the stage's last record that has it, 0 when there is none."""
+        return next((float(record["seconds"]) for record in self.metrics(stage)[::-1] if record.get("seconds")), 0.0)
+
+    def truncate_metrics(self, stage: str, step: int) -> None:
+        """Drop the records of `stage` beyond `step`, which a resumed training will write again."""
+        lines = [line for line, r in self._records() if r.get("stage") != stage or r.get("step", 0) <= step]
+        if self.metrics_path.is_file():
+            files.write_text(self.metrics_path, "".join(line + "\n" for line in lines))
+
+    def figures(self) -> dict:
+        """The results in figures.json, {} when there are none.  Raises `HebmError` when it is not a JSON object."""
+        try:
+            found = json.loads(self.figures_path.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise HebmError(f"{self.figures_path} is not a JSON object; mend it or remove it, then measure again")
+        return found
+
+    def set_figure(self, key: str, value: Any) -> None:
+        """Set one result; a dot in `key` goes a level down, as in "closure.diffusion-ebm".  Values as in `log`."""
+        figures = self.figures()
+        *parents, last = key.split(".")
+        level = figures
+        for parent in parents:
+            if not isinstance(level.get(parent), dict):
+                level[parent] = {}
+            level = level[parent]
+        level[last] = _plain(value)
+        files.write_text(self.figures_path, json.dumps(figures, indent=2) + "\n")
+
+    def _records(self) -> list[tuple[str, dict]]:
+        records = []
+        if self.metrics_path.is_file():
+            for line in self.metrics_path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    record = json.loads(line)
+                    # Whatever else stands there was not written by `log`.
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        records.append((line, record))
+        return records
+
+    def _recipe_word(self) -> str:
+        return str(self.recipe_path) if self.recipe_path.is_file() else "RECIPE"
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: six significant digits, null for NaN and infinities."""
+    if hasattr(value, "tolist"):  # a tensor, or an array or number of numpy
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _flat(tree: dict, where: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
+    return flat

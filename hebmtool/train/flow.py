@@ -1,0 +1,112 @@
+"""Flow prior and top-down network learned jointly (LFBM, https://arxiv.org/abs/2301.09300, the learning algorithm).
+
+    x -> z ~ p(z | x_observed) by a short Langevin run from the prior (or from where the image's chain ended)
+      -> gradient step on log p(z) + log p(x_observed | z) over both networks
+
+No encoder, and one stage.  With `data.missing` every image has pixels that no part of this ever sees.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hebmtool import data, picture
+from hebmtool.data import masks
+from hebmtool.errors import HebmError
+from hebmtool.noise import derive_seed
+from hebmtool.prior import FlowPrior
+from hebmtool.recipe import Recipe
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training
+from hebmtool.train.prior import Ready, learning_rate, sample_grid
+
+KIND = FlowPrior.kind
+STAGE = f"train-prior {KIND}"
+
+
+class Persistent(nn.Module):
+    """Where every image's chain ended, [N, D]; saved with the training state."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.register_buffer("z", z)
+
+
+def train_flow(
+    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
+) -> FlowPrior:
+    """Train the flow prior of `recipe`, and its generator, into `run`; returns it with averaged weights.
+
+    SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        HebmError: unusable data, a loss that ran away, a failed save, or stopped by a signal.
+    """
+    config = recipe.train_prior
+    path, train_path = run.prior_path(KIND), run.prior_train_path(KIND)
+    if resume:
+        _check_resumable(recipe, run)
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    hidden = masks.missing(recipe.data, images, recipe.seed)
+    data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
+    if ready is not None:
+        ready(images, test)
+
+    torch.manual_seed(derive_seed(recipe.prior_seed, KIND))
+    model = FlowPrior.from_recipe(recipe, images.shape).to(device)
+    # The flow starts as the identity, so this is a draw of the prior as well.
+    chains = Persistent(torch.randn(len(images), model.g.D)).to(device) if recipe.flow.persistent else None
+    parts = [part for part in (model.g, model.couplings) if len(list(part.parameters()))]
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    ema = Ema(model, config.ema)
+    averaged = FlowPrior.from_recipe(recipe, images.shape).to(device).eval().requires_grad_(False)
+    step, kind = 0, f"{KIND} training"
+    if resume:
+        step = load_training(train_path, kind, model, ema, optimizer, chains)
+        run.write_recipe(recipe)
+    run.truncate_metrics(STAGE, step)
+
+    def save(step: int) -> None:
+        save_training(train_path, recipe, step, kind, model, ema, optimizer, chains)
+        extra = {"image_shape": list(images.shape)}
+        checkpoint.save(path, ema.tensors, kind=KIND, recipe=recipe, step=step, extra=extra)
+
+    def show(step: int) -> None:
+        averaged.load_state_dict(ema.tensors)
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{KIND}-{step:07d}.png")
+
+    with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
+            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
+            x = data.prepare(images.batch(indices), recipe.data, model.g.likelihood.read, train=True).to(device)
+            observed = None if hidden is None else ~hidden(indices).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
+
+            z_0 = torch.randn(len(x), model.g.D).to(device)
+            start = model.start(z_0, step) if chains is None else chains.z[indices]
+            z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: torch.randn_like(like), observed)
+            if chains is not None:
+                chains.z[indices] = z
+            loss, figures = model.loss(z, x, observed)
+            # Apart: the two networks share a loss, not a scale.
+            norms = updates.descend(loss, optimizer, model, ema, "flow.step_size or train_prior.lr", parts)
+            if updates.to_log:
+                value = loss.item()
+                updates.log(f"loss {value:.3g}", loss=value, **figures, z_std=z.std().item(), grad_norm=norms)
+    show(updates.step)
+    return averaged
+
+
+def _check_resumable(recipe: Recipe, run: Run) -> None:
+    """Raise HebmError where there is no flow to continue, or another recipe's."""
+    train_path = run.prior_train_path(KIND)
+    if not train_path.is_file():
+        raise HebmError(f"there is no '{KIND}' prior to resume in {run.path}; start a new one instead")
+    old = checkpoint.recipe(train_path, checkpoint.header(train_path))
+    may_change = ("iterations", "lr", "lr_decay", *HOUSEKEEPING)
+    free = {key: getattr(recipe.train_prior, key) for key in may_change}
+    old.train_prior = old.train_prior.model_copy(update=free)
+    old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+    old.flow.test_steps = recipe.flow.test_steps
+    Run.check_same(old, recipe, ["data", "prior.kind", "flow", "train_prior", "seed"])

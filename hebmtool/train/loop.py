@@ -1,0 +1,245 @@
+"""What both training stages share: the device, the noise of a step, averaged weights, and saving it all.
+
+Every update seeds torch's generators from (recipe seed, stage, step), and the images it sees are a function of
+the step as well (`hebmtool.data.batch_indices`).  So the step number is the whole random state and the
+position in the data, and resuming continues exactly.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from hebmtool.console import progress
+from hebmtool.errors import HebmError
+from hebmtool.noise import derive_seed
+from hebmtool.recipe import Recipe, TrainPrior, TrainVae
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+
+# Recipe keys that say when something is written, not what is computed: they may change on resuming.
+HOUSEKEEPING = ("log_every", "sample_every", "save_every")
+
+
+# A loss beyond this has run away (HEBM's own bound).
+LOSS_BOUND = 1e15
+
+
+def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) -> float:
+    """Learning rate of update `step`: linear warm-up to `start`, then a cosine down to `end`."""
+    if step < warmup:
+        return start * (step + 1) / warmup
+    share = (step - warmup) / max(1, total - warmup)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters and BatchNorm statistics; other buffers are copied.
+
+    The decay rises to its value over the first updates, so that the start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.tensors = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averaged = {name for name, _ in module.named_parameters()}
+        for key, value in module.state_dict().items():
+            if key in averaged or key.endswith(("running_mean", "running_var")):
+                self.tensors[key].lerp_(value, weight)
+            else:
+                self.tensors[key].copy_(value)
+
+
+class Updates:
+    """The updates that a training has still to make, and what stands between them: random numbers, the log, the bar,
+    checkpoints, pictures, and stopping on a signal.
+
+        with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
+            for step in updates:
+                loss = ...
+                updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+                if updates.to_log:
+                    updates.log(loss=loss.item())
+
+    Arguments:
+        stage: names the records in metrics.jsonl.
+        seed: torch's generators are seeded from (seed, stage, step) before every update.
+        config: says how often to log, show and save, and where gradients are clipped.
+        total, step: updates in all, and made before.
+        save: save(step) writes the checkpoints after `step` updates.
+        show: show(step) draws pictures; not called after the last update, when there is more to say.
+
+    Raises, on iterating: `HebmError` when SIGINT or SIGTERM has stopped it, after saving.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        seed: int,
+        config: TrainVae | TrainPrior,
+        total: int,
+        step: int,
+        save: Callable[[int], None],
+        show: Callable[[int], None] | None = None,
+    ):
+        self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
+        self.save, self.show = save, show
+
+    def __enter__(self) -> Self:
+        self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
+        with ExitStack() as stack:
+            self._stop = stack.enter_context(StopSignals())
+            self._bar = stack.enter_context(progress(self.stage, self.total, self.step))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._exit.close()
+
+    def __iter__(self) -> Iterator[int]:
+        every = self.config
+        while self.step < self.total:
+            torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
+            yield self.step
+            self.step += 1
+            self._bar.advance()
+            if self._stop.requested or self.step == self.total:
+                break
+            if self.show is not None and self.step % every.sample_every == 0:
+                self.show(self.step)
+            if self.step % every.save_every == 0:
+                self.save(self.step)
+        self.save(self.step)
+        if self._stop.requested:
+            raise HebmError(f"stopped by {self._stop.signal} after update {self.step}; saved, resume it to continue")
+
+    def descend(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module,
+        ema: Ema,
+        knobs: str,
+        parts: Sequence[nn.Module] = (),
+    ) -> list[float]:
+        """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, or in
+        each of its `parts` when they are clipped apart.
+
+        Raises:
+            HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.config.clip
+        norms = [torch.nn.utils.clip_grad_norm_(list(p.parameters()), clip).item() for p in parts or [module]]
+        value = loss.item()
+        if not (abs(value) < LOSS_BOUND and all(map(math.isfinite, norms))):  # NaN fails both
+            raise HebmError(
+                f"training diverged at update {self.step + 1}: loss {value:.4g}, gradient norm {max(norms):.4g}; "
+                f"what {self.run.path} held before is kept; lower {knobs} and start again, or resume"
+            )
+        optimizer.step()
+        ema.update(module, self.step)
+        return norms
+
+    @property
+    def to_log(self) -> bool:
+        """Whether the update being made is one that the log tells of."""
+        made = self.step + 1
+        return made % self.config.log_every == 0 or made == self.total
+
+    def log(self, text: str | None = None, **figures: Any) -> None:
+        """Tell the log of the update being made, and write `text` beside the bar."""
+        seconds = self._before + time.monotonic() - self._started
+        self.run.log(self.stage, self.step + 1, **figures, seconds=seconds)
+        self._bar.advance(0, text)
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def save_training(
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    kind: str,
+    module: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    extra: nn.Module | None = None,
+    origin: dict | None = None,
+) -> None:
+    """Everything needed to continue after `step` updates, in one file; `origin` goes into its header."""
+    tensors = prefixed("model", module.state_dict()) | prefixed("ema", ema.tensors)
+    tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
+    if extra is not None:
+        tensors |= prefixed("extra", extra.state_dict())
+    checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step, extra=origin)
+
+
+def load_training(
+    path: Path,
+    kind: str,
+    module: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    extra: nn.Module | None = None,
+) -> int:
+    """Restore what `save_training` wrote; returns the number of updates done."""
+    tensors, header = checkpoint.load(path, kind=kind)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+
+    checkpoint.load_into(module, part("ema"), path)
+    ema.tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    checkpoint.load_into(module, part("model"), path)
+    checkpoint.restore_optimizer(optimizer, part("optimizer"))
+    if extra is not None:
+        checkpoint.load_into(extra, part("extra"), path)
+    return header.step
+
+
+class StopSignals:
+    """Lets a training loop end tidily: `with StopSignals() as stop: ... if stop.requested: save; break`.
+
+    The first SIGINT or SIGTERM only sets `requested` and keeps its name in `signal`; a SIGINT after that raises
+    KeyboardInterrupt.  The handlers found are put back on leaving.  Outside the main thread it does nothing.
+    """
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number).name

@@ -1,0 +1,239 @@
+"""Stage two: the prior over u, generator and encoder frozen.
+
+    x -> z ~ q(z | x) -> u_0 = T^-1(z) -> prior.loss(u_0)      (HEBM, arXiv 2405.13910, Algorithm 1)
+
+The loop is the same for every kind; what is minimised is `hebmtool.prior`'s business.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hebmtool import data, files, picture
+from hebmtool.chains import Chain, make_chain
+from hebmtool.console import note, progress
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.generator import Tower, Whitening, readjust_batchnorm
+from hebmtool.noise import Noise, derive_seed
+from hebmtool.prior import KINDS, Prior, make_prior
+from hebmtool.prior.ebm import SAMPLER
+from hebmtool.prior.energy import CALIBRATION_DRAWS
+from hebmtool.prior.objectives import RUN_CHAINS
+from hebmtool.recipe import Recipe, TrainPrior
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import STATISTICS, WHITENING, load_generator
+from hebmtool.train import labels
+from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training
+
+Ready = Callable[[data.Images, data.Images], None]
+"""Called with training and test images before anything is written; what it raises ends the training there."""
+
+
+BATCH = 250
+"""Images encoded at a time."""
+MOST_WHITENED = 16_384  # dimensions: their covariance in double precision takes 2 GiB, and finding A as much again
+
+
+def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
+    """Learning rate of update `step`: linear warm-up, then a factor `lr_decay` per epoch."""
+    warm = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
+    return config.lr * warm * config.lr_decay ** (step / updates_per_epoch)
+
+
+@torch.no_grad()
+def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> Whitening:
+    """The whitening that gives the aggregate posterior mean 0 and covariance I: from a posterior draw of each image.
+
+    The covariance is shrunk towards a multiple of I by the oracle approximating estimator (Chen et al. 2010,
+    https://arxiv.org/abs/0907.4698): what so many draws cannot know of it is left to F.
+
+    Arguments:
+        generator: frozen.
+
+    Raises:
+        HebmError: latents that are not finite.
+    """
+    D, n, device = generator.D, len(images), generator.device
+    total = torch.zeros(D, dtype=torch.float64, device=device)
+    products = torch.zeros(D, D, dtype=torch.float64, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
+        torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
+        for indices in torch.arange(n).split(BATCH):
+            x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=True)
+            u = generator.encode(x.to(device))
+            total += u.sum(0)
+            products += u.T @ u
+            bar.advance(len(indices))
+    mean = total / n
+    covariance = products.div_(n).addr_(mean, mean, alpha=-1)
+    if not covariance.isfinite().all():
+        raise HebmError("the posterior's latents are not finite; train the generator again with a smaller train_vae.lr")
+    size, squares = covariance.trace(), covariance.square().sum()
+    excess = squares - size**2 / D
+    shrinkage = ((1 - 2 / D) * squares + size**2) / ((n + 1 - 2 / D) * excess) if excess > 0 else 1.0
+    shrinkage = min(1.0, float(shrinkage))
+    covariance *= 1 - shrinkage
+    covariance.diagonal().add_(shrinkage * size / D)
+    return Whitening(mean.float(), torch.linalg.cholesky(covariance).float())
+
+
+def train_prior(
+    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
+) -> Prior:
+    """Train the prior of `recipe` on the run's generator; returns it with averaged weights, as it is sampled.
+
+    SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
+    """
+    config, kind = recipe.train_prior, recipe.prior.kind
+    if not KINDS[kind].learned:
+        raise UsageError(f"prior.kind '{kind}' needs no training; train 'diffusion-ebm' or 'ebm'")
+    if KINDS[kind].brings_generator:
+        raise UsageError(f"prior.kind '{kind}' is not trained on a generator but with one")
+    whole = load_generator(run, device)
+    origin = {"generator": files.digest(run.generator_path)}
+    path, train_path = run.prior_path(kind), run.prior_train_path(kind)
+    _check_place(recipe, run, resume, origin)
+    kept = run.check_stage_one(recipe)
+    unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
+    if unfinished > 0 and recipe.train_vae == kept.train_vae:
+        note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
+    images = _images(recipe, run, whole, ready)
+    run.write_recipe(kept.model_copy(update={k: getattr(recipe, k) for k in ("prior", "train_prior", "evaluate")}))
+
+    ground = _ground(recipe, whole, images, resume)
+    generator = ground.learning
+    torch.manual_seed(derive_seed(recipe.prior_seed, "prior", kind))
+    prior = make_prior(generator, recipe.prior)
+    prior.calibrate(generator.walk(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
+    optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    ema = Ema(prior, config.ema)
+    averaged = make_prior(ground.sampled, recipe.prior).eval().requires_grad_(False)
+    step, stage = 0, f"train-prior {kind}"
+    if resume:
+        step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening)
+    run.truncate_metrics(stage, step)
+
+    def save(step: int) -> None:
+        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, origin)
+        checkpoint.save(path, ema.tensors | ground.tensors(), kind=kind, recipe=recipe, step=step, extra=origin)
+
+    def show(step: int) -> None:
+        averaged.load_state_dict(ema.tensors)
+        averaged.settle()
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
+
+    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
+            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+            with torch.no_grad():
+                u_0 = generator.encode(x)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
+
+            loss, figures = prior.loss(u_0, x)
+            [norm] = updates.descend(loss, optimizer, prior, ema, "train_prior.lr")
+            if updates.to_log:
+                value = loss.item()
+                updates.log(f"loss {value:.3g}", loss=value, **figures, grad_norm=norm)
+    show(updates.step)
+    return averaged
+
+
+def _check_place(recipe: Recipe, run: Run, resume: bool, origin: dict) -> None:
+    """Raise HebmError where a prior of this kind is there already, or with `resume` none that could be continued."""
+    kind = recipe.prior.kind
+    path, train_path = run.prior_path(kind), run.prior_train_path(kind)
+    if not resume:
+        if path.is_file() or train_path.is_file():
+            raise HebmError(
+                f"{run.path} has a '{kind}' prior already; resume it, move {path.name} and {train_path.name} away, or "
+                "copy the run's folder and train in the copy with name=COPY"
+            )
+        return
+    if not train_path.is_file():
+        raise HebmError(f"there is no '{kind}' prior to resume in {run.path}; start a new one instead")
+    header = checkpoint.header(train_path)
+    # A finished prior may be trained on, at another learning rate too.
+    old = checkpoint.recipe(train_path, header)
+    may_change = ("iterations", "lr", "lr_decay", "label_iterations", "label_lr", *HOUSEKEEPING)
+    free = {key: getattr(recipe.train_prior, key) for key in may_change}
+    old.train_prior = old.train_prior.model_copy(update=free)
+    may_change = ["labels", "label_layers", *(_sampler(old, recipe))]
+    old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in may_change})
+    Run.check_same(old, recipe, ["prior", "train_prior"])
+    if header.extra != origin:
+        raise HebmError(
+            f"{train_path} was trained on another generator than {run.generator_path} is now; move it away and "
+            "start a new one"
+        )
+
+
+def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
+    """The keys of the sampler, where nothing was learned with it: no chain is run, nor gives F its scale."""
+    if new.prior.objective in RUN_CHAINS:
+        return ()
+    rescaled = (type(make_chain(each.prior)).scale is not Chain.scale for each in (old, new))
+    return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast")
+
+
+def _images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:
+    """The training images, after everything that would stop learning on them has been looked at."""
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    if ready is not None:
+        ready(images, test)
+    labels.check(recipe, run, whole, images, test)
+    data.batch_indices(len(images), recipe.train_prior.batch_size, recipe.prior_seed, 0)
+    if recipe.prior.whiten and whole.D > MOST_WHITENED:
+        raise UsageError(
+            f"prior.whiten is true, but this generator has {whole.D:,} latent dimensions, and at most "
+            f"{MOST_WHITENED:,} can be whitened; set it to false"
+        )
+    return images
+
+
+@dataclass
+class Ground:
+    """What a prior stands on: the generator frozen as it is learned on and as it is sampled on, and what of it goes
+    into the prior's checkpoint: BatchNorm statistics of its own, whitened latents."""
+
+    learning: Tower
+    sampled: Tower
+    statistics: dict[str, Tensor]
+    whitening: Whitening | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As in the checkpoint."""
+        moments = {} if self.whitening is None else self.whitening.state_dict()
+        parts = ((STATISTICS, self.statistics), (WHITENING, moments))
+        return {f"{prefix}{key}": value for prefix, part in parts for key, value in part.items()}
+
+
+def _ground(recipe: Recipe, whole: Tower, images: data.Images, resume: bool) -> Ground:
+    config, statistics = recipe.train_prior, {}
+    if config.readjust_bn:
+        readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
+        statistics = {k: v for k, v in whole.state_dict().items() if "running_" in k}
+    ground = Ground(whole.frozen(config.precision), whole.frozen(), statistics, None)
+    if recipe.prior.whiten:
+        # F was learned in these latents and no others, so a resumed training reads them from its file.
+        ground.whitening = Whitening.identity(whole.D) if resume else whitening_of(ground.sampled, images, recipe)
+        for generator in (ground.learning, ground.sampled):
+            generator.whiten(ground.whitening)
+        if not resume:
+            nats = ground.whitening.nats
+            note(f"the posterior's mean and covariance are {nats:.1f} nats from N(0, I); F learns the rest")
+    return ground
+
+
+@torch.no_grad()
+def sample_grid(prior: Prior, seed: int, n: int = 64) -> Tensor:
+    """`n` images of the prior, [n, C, H, W] in [0, 1]; the same noise at every call."""
+    generator = prior.generator
+    return generator.images(prior.sample(Noise(seed, range(n), generator.D, generator.device))).cpu()

@@ -1,0 +1,170 @@
+"""Stage one: generator and encoder, by the evidence lower bound.
+
+    ELBO(x) = E_q[log p(x | z)] - sum_i KL_i,       KL_i = KL(q(z_i | z_{>i}, x) || p(z_i | z_{>i}))
+
+    loss = -E_q[log p(x | z)] + beta sum_i gamma_i max(KL_i, free nats) + lambda (spectral norms)
+
+beta rises over the warm-up; gamma_i balances the layers while it does (NVAE, https://arxiv.org/abs/2007.03898,
+appendix A); the spectral term is section 3.1 there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hebmtool import data, picture
+from hebmtool.compute import autocast
+from hebmtool.console import note
+from hebmtool.errors import HebmError
+from hebmtool.generator import Tower
+from hebmtool.generator.layers import SpectralPenalty
+from hebmtool.noise import derive_seed
+from hebmtool.recipe import Recipe, TrainVae
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.run.open import KIND
+from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training, warm_cosine
+
+SHOWN = 512
+"""Test images of the bound while training."""
+
+
+def kl_weight(config: TrainVae, step: int) -> float:
+    """beta: the weight of the KL at update `step`."""
+    warmup = config.kl_warmup * config.iterations
+    return 1.0 if step >= warmup else max(config.kl_start, step / warmup)
+
+
+def balance(kl: Tensor, sizes: Tensor) -> Tensor:
+    """gamma [L], mean 1: larger for layers with more KL, so that those with little are left to grow.
+
+    Arguments:
+        kl: batch means per layer, [L] nats.
+        sizes: pixels of each layer's map, [L].
+    """
+    share = sizes / sizes.min() * kl.detach().clamp(min=1e-3)
+    return share / share.mean()
+
+
+@dataclass
+class Bound:
+    """Averages over a set of images: elbo in nats per image, bits per dimension, kl [L] nats (top first)."""
+
+    elbo: float
+    bits_per_dim: float
+    kl: list[float]
+
+    def figures(self) -> dict:
+        """As logged: `kl` bottom layer first, layers numbered from 1."""
+        return {"elbo": self.elbo, "bits_per_dim": self.bits_per_dim, "kl": self.kl[::-1]}
+
+
+@torch.no_grad()
+def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, device: torch.device) -> Bound:
+    """The ELBO on the first `limit` images, one posterior draw each; the draws are the same at every call."""
+    total, bits, kl, n = 0.0, 0.0, 0.0, min(limit, len(images))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(recipe.seed, "bound"))
+        for indices in torch.arange(n).split(recipe.train_vae.batch_size):
+            x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=False).to(device)
+            posterior = generator.posterior(x)
+            elbo = generator.log_px(posterior.walk, x) - posterior.kl.sum(1)
+            total += elbo.sum().item()
+            bits += generator.bits_per_dim(elbo).sum().item()
+            kl = kl + posterior.kl.sum(0)
+    return Bound(total / n, bits / n, (kl / n).tolist())
+
+
+def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> Bound:
+    """Train the generator of `recipe` into `run`; returns the bound on the test split.
+
+    SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        HebmError: unusable data, a loss that is no longer finite, a failed save, or stopped by a signal.
+    """
+    config = recipe.train_vae
+    if resume:
+        if not run.generator_train_path.is_file():
+            raise HebmError(f"there is no generator to resume in {run.path}; start a new one instead")
+        old = checkpoint.recipe(run.generator_train_path, checkpoint.header(run.generator_train_path))
+        old.train_vae = old.train_vae.model_copy(update={key: getattr(config, key) for key in HOUSEKEEPING})
+        old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+        Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
+    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    torch.manual_seed(derive_seed(recipe.seed, "generator"))
+    generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
+    penalty = SpectralPenalty(generator).to(device)
+    optimizer = torch.optim.Adamax(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    ema = Ema(generator, config.ema)
+    step = 0
+    if resume:
+        step = load_training(run.generator_train_path, f"{KIND} training", generator, ema, optimizer, penalty)
+        run.write_recipe(recipe)
+    for stage in ("train-vae", "train-vae-test"):
+        run.truncate_metrics(stage, step)
+
+    averaged = Tower(recipe.generator, images.shape, recipe.data.bits).to(device).eval()
+    sizes = torch.tensor([float(math.prod(shape[1:])) for shape in generator.latent_shapes], device=device)
+    extra = {"image_shape": list(images.shape)}
+
+    def save(step: int) -> None:
+        save_training(run.generator_train_path, recipe, step, f"{KIND} training", generator, ema, optimizer, penalty)
+        checkpoint.save(run.generator_path, ema.tensors, kind=KIND, recipe=recipe, step=step, extra=extra)
+
+    def show(step: int, limit: int = SHOWN) -> Bound:
+        averaged.load_state_dict(ema.tensors)
+        found = bound(averaged, test, recipe, limit, device)
+        run.log("train-vae-test", step, **found.figures())
+        note(
+            f"step {step}: test ELBO {found.elbo:.2f} nats, {found.bits_per_dim:.3f} bits/dim, "
+            f"KL per layer (1 = bottom) {' '.join(f'{k:.1f}' for k in found.kl[::-1])}"
+        )
+        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"generator-{step:07d}.png")
+        return found
+
+    generator.train()
+    with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
+        for step in updates:
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
+            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
+
+            beta = kl_weight(config, step)
+            with autocast(device, config.precision):
+                posterior = generator.posterior(x)
+                logits = generator.decode(posterior.walk)
+            log_px = generator.likelihood.log_prob(logits, x)
+            kl = posterior.kl.mean(0)
+            gamma = balance(kl, sizes) if config.kl_balance and beta < 1 else torch.ones_like(kl)
+            weighted = (gamma * kl.clamp(min=config.free_nats)).sum()
+            loss = -log_px.mean() + beta * weighted
+            if config.spectral_weight > 0:
+                loss = loss + config.spectral_weight * penalty()
+
+            [norm] = updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+            if updates.to_log:
+                elbo = (log_px - posterior.kl.sum(1)).mean().item()
+                updates.log(
+                    f"ELBO {elbo:.1f}",
+                    loss=loss.item(),
+                    elbo=elbo,
+                    bits_per_dim=generator.bits_per_dim(log_px - posterior.kl.sum(1)).mean().item(),
+                    kl=kl.tolist()[::-1],
+                    beta=beta,
+                    grad_norm=norm,
+                    lr=optimizer.param_groups[0]["lr"],
+                )
+    found = show(updates.step, limit=len(test))
+    run.set_figure("generator", found.figures() | {"step": updates.step, "test_images": len(test)})
+    return found
+
+
+@torch.no_grad()
+def sample_grid(generator: Tower, seed: int, n: int = 64) -> Tensor:
+    """`n` images of the Gaussian prior, [n, C, H, W] in [0, 1]; the same noise at every call."""
+    noise = torch.randn(n, generator.D, generator=torch.Generator().manual_seed(derive_seed(seed, "grid")))
+    return generator.images(noise.to(generator.device)).cpu()

@@ -1,0 +1,60 @@
+"""Sampling: HEBM's Algorithm 2 and its pictures (https://arxiv.org/abs/2405.13910).
+
+u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T(u_0)), shown as its mean
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hebmtool import picture
+from hebmtool.console import progress
+from hebmtool.noise import Noise
+from hebmtool.prior import Prior, Steps, not_finite
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior,
+    n: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    steps: Steps = None,
+) -> Iterator[Tensor]:
+    """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
+
+    Image i of a seed is the same at any batch size, up to the rounding of the last bit in matrix products.
+
+    Arguments:
+        temperature: tau > 0; 1 is the prior itself.
+        steps: Langevin steps, of every level or of each, the recipe's K when None.
+
+    Raises:
+        HebmError: the chain left the numbers.
+    """
+    device = prior.generator.device
+    with progress(f"sampling {prior.kind}", n) as bar:
+        for indices in torch.arange(n).split(batch_size):
+            u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps, temperature)
+            if not u.isfinite().all():
+                raise not_finite(prior.kind)
+            yield picture.to_uint8(prior.generator.images(u))
+            bar.advance(len(indices))
+
+
+@torch.no_grad()
+def progressive(
+    prior: Prior, n: int, seed: int = 0, batch_size: int = 64, temperature: float = 1.0, steps: Steps = None
+) -> tuple[Tensor, int]:
+    """Decoded u_T ... u_0 of each image: uint8 [n * stages, C, H, W], image by image; and the number of stages."""
+    device, rows, stages = prior.generator.device, [], 0
+    with progress(f"sampling {prior.kind}", n) as bar:
+        for indices in torch.arange(n).split(batch_size):
+            noise = Noise(seed, indices.tolist(), prior.generator.D, device)
+            passed = [prior.generator.images(u) for u in prior.trajectory(noise, steps, temperature)]
+            stages = len(passed)
+            rows.append(picture.to_uint8(torch.stack(passed, dim=1).flatten(0, 1)))
+            bar.advance(len(indices))
+    return torch.cat(rows), stages
