@@ -5,10 +5,11 @@ All sample the conditional of level t, with a = a_{t+1} and sigma = sigma_{t+1},
 published (Gao et al. 2021, arXiv 2012.08125; HEBM, arXiv 2405.13910), F scaled by 1/b^2, started at u_{t+1}:
 
     log p = F(T(u)) / b^2 - ||u||^2 / 2 - ||u_{t+1} - a u||^2 / (2 sigma^2) + const
-    u <- u + 1/2 grad F - 1/2 b^2 [u + a (a u - u_{t+1}) / sigma^2] + b eps,      b_t^2 = eta sbar_t / sbar_0 sigma_{t+1}^2
+    u <- u + 1/2 grad F - 1/2 b^2 [u + a (a u - u_{t+1}) / sigma^2] + b eps
+    b_t^2 = eta (sbar_t / sbar_0) sigma_{t+1}^2
 
-(at the topmost level a = 0: there is nothing to recover from), and, since a^2 + sigma^2 = 1, this Gaussian is N(a
-u_{t+1}, sigma^2).
+(at the topmost level a = 0: there is nothing to recover from).  Since a^2 + sigma^2 = 1, its Gaussian is
+N(a u_{t+1}, sigma^2), as it is for the others.
 
 preconditioned, F unscaled, started at the exact Gaussian conditional N(m, sigma^2), m = a u_{t+1}:
 

@@ -1,8 +1,8 @@
 """A chain on p(u) ~ exp(b G(u)) N(u; 0, I) that samples it exactly in the long run, whatever its step.
 
-A few of the kinetic Langevin steps of `hebmtool.chains.langevin.underdamped`, which turn (u, v) under the Gaussian exactly and
-let G kick v, make a proposal from a fresh momentum v ~ N(0, I).  They preserve volume, and are their own reverse once v
-is turned round; so the proposal is accepted with probability exp(-change), of
+A few of the kinetic Langevin steps of `hebmtool.chains.langevin.underdamped`, which turn (u, v) under the Gaussian
+exactly and let G kick v, make a proposal from a fresh momentum v ~ N(0, I).  They preserve volume, and are their own
+reverse once v is turned round; so the proposal is accepted with probability exp(-change), of
 
     H(u, v) = -b G(u) + ||u||^2 / 2 + ||v||^2 / 2
 
@@ -20,14 +20,8 @@ from torch import Tensor
 from hebmtool.chains.base import value_and_gradient
 
 STEPS = 3
-
-
 THETA = 0.5  # of the first try; halved until proposals are accepted
-
-
 ACCEPTED = 0.6
-
-
 HALVINGS = 14
 
 

@@ -212,7 +212,7 @@ class Prior(nn.Module, ABC):
         """Make what follows from the weights follow from them, after they were replaced by others."""
 
     def fixed(self) -> AbstractContextManager:
-        """Within it the weights are constants: no gradient reaches them, and what follows from them is computed once."""
+        """Within it the weights are constants: no gradient reaches them, what follows from them is computed once."""
         return nullcontext()
 
     def _twin(self, **changes) -> Self:

@@ -232,9 +232,9 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
     `trajectory` is Algorithm 2: u_T ~ N(0, I), then each level's chain in turn.
 
     Where layers are held, or labels asked for, the trajectory alone comes only near the conditional: u_{V,t+1} of the
-    coordinates V that are free was drawn before u_{H,t} of those held was known, and a noised latent says little of its
-    label.  It then ends with as many steps again on p(u_0) itself.  (Two coordinates correlated 0.8 come to 0.68 without
-    and to 0.80 with them: T = 3, K = 10, h = 0.3.)
+    coordinates V that are free was drawn before u_{H,t} of those held was known, and a noised latent says little of
+    its label.  It then ends with as many steps again on p(u_0) itself.  (Two coordinates correlated 0.8 come to 0.68
+    without and to 0.80 with them: T = 3, K = 10, h = 0.3.)
     """
 
     def __init__(self, generator: Generator, config: recipes.Prior):

@@ -25,11 +25,7 @@ from hebmtool.generator import Generator, TopDown
 from hebmtool.generator.layers import FixedConvolution, transposed
 
 TIME_FEATURES = 32
-
-
 SETTLING = 20
-
-
 CALIBRATION_DRAWS = 512
 
 

@@ -25,8 +25,6 @@ from hebmtool.generator import OneLayer, TopDown
 from hebmtool.prior.base import Eps, HeldStages, Prior, Steps, Watch, log_standard_normal
 
 BINS = 8
-
-
 COUPLINGS = {
     "affine": {"univariate": MonotonicAffineTransform, "shapes": [(), ()]},
     "spline": {"univariate": MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]},

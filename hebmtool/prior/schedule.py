@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 STEPS = 1000
-
-
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
 
 
