@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from anomaly import PUBLISHED, done, same_settings, table
 
-from hebmtool import data, recipe
+from hebmtool import api, data, recipe
 from hebmtool.compute import pick_device
 from hebmtool.console import note
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
 from hebmtool.metrics import detection
+from hebmtool.prior import FlowPrior
 from hebmtool.run.folder import Run
-from hebmtool.run.open import load_flow
-from hebmtool.train.flow import KIND, train_flow
+from hebmtool.run.open import load_prior
 from hebmtool.use import infer, inpaint
 from hebmtool.use import reconstruct as reconstruction
 from hebmtool.use import score as scoring
@@ -46,6 +46,7 @@ tell of an image, it is worth coming back."""
 ANOMALY = ["flow.latent=8", "evaluate.samples=200"]
 """A latent that is no larger than the digits learned need: what it cannot draw is the anomaly."""
 
+KIND = FlowPrior.kind
 NEIGHBOURS = 20
 
 
@@ -59,8 +60,7 @@ def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
         same_settings(run.recipe(), settings)
     if not finished or KIND not in run.figures():
         resume = run.prior_train_path(KIND).is_file()
-        with Run.create(options.runs, settings, resume) as run:
-            train_flow(settings, run, options.device, resume)
+        api.train_prior(settings, runs=options.runs, device=str(options.device), resume=resume)
     return run
 
 
@@ -73,7 +73,7 @@ def priors(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
         for name, keys in (("flow", []), ("N(0, I)", ["flow.transforms=0"])):
             run = trained(options, f"mnist-{'flow' if name == 'flow' else 'normal'}-{seed}", *keys, f"seed={seed}")
-            model, settings = load_flow(run, options.device), run.recipe()
+            model, settings = load_prior(run, KIND, options.device), run.recipe()
             test = data.load(settings.data, "test").batch(range(options.images))
             _, errors = reconstruction.reconstruct(infer.Inference(model, settings), test)
             fd = run.figures()[KIND]["fd"]
@@ -101,7 +101,7 @@ def nearest(training: data.Images, images: torch.Tensor, hidden: torch.Tensor) -
 
 def inpainting(options: argparse.Namespace) -> None:
     run = trained(options, "mnist-flow-0")
-    model, settings = load_flow(run, options.device), run.recipe()
+    model, settings = load_prior(run, KIND, options.device), run.recipe()
     training, test = (data.load(settings.data, split) for split in ("train", "test"))
     images = test.batch(range(options.images))
     mean = training.batch(range(min(10000, len(training)))).double().mean(0, keepdim=True).round().to(torch.uint8)
@@ -129,7 +129,7 @@ def recovery(options: argparse.Namespace) -> None:
     rows = []
     for share in (0.5, 0.7):
         run = trained(options, f"mnist-missing-{share}", *RECOVER, f"data.missing={share}")
-        model, settings = load_flow(run, options.device), run.recipe()
+        model, settings = load_prior(run, KIND, options.device), run.recipe()
         training = data.load(settings.data, "train")
         which = range(min(options.images, len(training)))
         originals, hidden = (
@@ -155,16 +155,17 @@ def anomaly(options: argparse.Namespace) -> None:
     ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x | z)": {}}
     for digit in options.digits:
         run = trained(options, f"mnist-flow-less-{digit}", *ANOMALY, f"data.exclude=[{digit}]")
-        model, settings = load_flow(run, options.device), run.recipe()
+        model, settings = load_prior(run, KIND, options.device), run.recipe()
         test = data.load(settings.data, "test")
         which = range(min(options.scored or len(test), len(test)))
         positive = (test.labels[: len(which)] == test.classes.index(str(digit))).numpy()
         inference, log_z, log_x = infer.Inference(model, settings, options.steps), [], []
         for part in torch.tensor(which).split(scoring.BATCH):
             images = test.batch(part)
-            z, x = inference(images)[:, 0], infer.as_grey(images, settings.data).to(options.device)
+            z = inference(images)[:, 0]
+            x = data.prepare(images, settings.data, model.g.likelihood.read, train=False).to(options.device)
             log_z.append(model.log_density(z).cpu())
-            log_x.append(model.log_pixels(z, x).cpu())
+            log_x.append(model.g.log_px(model.g.walk(z), x).cpu())
         log_z, log_x = torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
         for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
             ours[name][digit] = detection.figures_of_merit(scores[~positive], scores[positive])["auprc"]

@@ -35,12 +35,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain import Plain
 
 from hebmtool import recipe
-from hebmtool.chains import langevin
+from hebmtool.chains import value_and_gradient
 from hebmtool.compute import pick_device
 from hebmtool.console import note
-from hebmtool.generator.tower import Generator
-from hebmtool.prior.ebm import EBM
-from hebmtool.prior.kinds import make_prior
+from hebmtool.generator import Tower
+from hebmtool.prior import EnergyPrior, make_prior
 from hebmtool.train.loop import Ema
 
 SMALL = ["generator.encoder_channels=32", "generator.decoder_channels=32", "prior.energy.width=32"]
@@ -64,10 +63,12 @@ def settings(geometry: str, changes: list[str]) -> recipe.Recipe:
     return recipe.load(name, [*overrides, *changes, "prior.penalty=0"])
 
 
-def build(r: recipe.Recipe, shape: tuple[int, int, int], precision: str, device: torch.device) -> tuple[Generator, EBM]:
+def build(
+    r: recipe.Recipe, shape: tuple[int, int, int], precision: str, device: torch.device
+) -> tuple[Tower, EnergyPrior]:
     """An unfrozen generator with random weights, and a prior on its frozen copy; the same for every precision."""
     torch.manual_seed(0)
-    generator = Generator(r.generator, shape).eval()
+    generator = Tower(r.generator, shape).eval()
     for module in generator.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
@@ -85,7 +86,7 @@ def build(r: recipe.Recipe, shape: tuple[int, int, int], precision: str, device:
 
 
 class Captured:
-    """grad F replayed from a CUDA graph: the kernels of one call, launched at once."""
+    """F and its gradient replayed from a CUDA graph: the kernels of one call, launched at once."""
 
     def __init__(self, F: Callable, u: torch.Tensor):
         self.u = u.clone()
@@ -93,16 +94,17 @@ class Captured:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                langevin.gradient(F, self.u)
+                value_and_gradient(F, self.u)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.slope = langevin.gradient(F, self.u)
+            self.found = value_and_gradient(F, self.u)
 
-    def __call__(self, F: Callable, u: torch.Tensor) -> torch.Tensor:
+    def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.u.copy_(u)
         self.graph.replay()
-        return self.slope.clone()
+        value, slope = self.found
+        return value.clone(), slope.clone()
 
 
 class Variant:
@@ -130,12 +132,12 @@ class Variant:
             # The weights stay where they are, as what was compiled or captured expects.
             self.prior.energy.fix()
             self.prior.energy.fixed = contextlib.nullcontext
-            F, original = self.F, langevin.gradient
             if variant == "compiled":
-                compiled = torch.compile(F)
-                langevin.gradient = lambda _, u: original(compiled, u)
+                compiled = torch.compile(self.F)
+                self.prior.slope = lambda t: lambda u: value_and_gradient(compiled, u)
             else:
-                langevin.gradient = Captured(F, self.u)
+                captured = Captured(self.F, self.u)
+                self.prior.slope = lambda t: captured
 
     def F(self, u: torch.Tensor) -> torch.Tensor:
         return self.model.F(u, self.t)
@@ -148,7 +150,7 @@ class Variant:
 
     def loss(self, objective: str, u_0: torch.Tensor) -> torch.Tensor:
         self.prior.config = self.recipe.prior.model_copy(update={"objective": objective, "steps": self.steps})
-        return self.model.loss(u_0) if self.variant == "plain" else self.prior.loss(u_0)[0]
+        return self.model.loss(u_0) if self.variant == "plain" else self.prior.loss(u_0, self.x)[0]
 
     def update(self, objective: str) -> None:
         with torch.no_grad():
@@ -198,7 +200,7 @@ class Variant:
             slope = self.model.slope(self.F, self.u)
         else:
             with self.prior.energy.fixed():
-                slope = langevin.gradient(self.F, self.u)
+                _, slope = self.prior.slope(self.t)(self.u)
         losses = {}
         self.prior.energy.advance = lambda: None  # as in the plain loss
         for objective in self.updates:
@@ -230,7 +232,7 @@ class Variant:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter, self.prior.energy.fixed():
-            langevin.gradient(self.F, self.u)
+            value_and_gradient(self.F, self.u)
         return float(counter.get_total_flops())
 
     def profile(self) -> dict[str, float]:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from hebmtool.generator import Tower
 from hebmtool.generator.layers import ELU
-from hebmtool.generator.tower import Generator
-from hebmtool.prior.ebm import EBM
+from hebmtool.prior import EnergyPrior
 from hebmtool.prior.energy import sinusoidal
 
 
@@ -37,7 +37,7 @@ class Plain:
         prior: on the frozen one; its energies are copied.
     """
 
-    def __init__(self, generator: Generator, prior: EBM):
+    def __init__(self, generator: Tower, prior: EnergyPrior):
         self.generator = copy.deepcopy(generator).to(memory_format=torch.contiguous_format).requires_grad_(True)
         for module in list(self.generator.modules()):
             for name, child in module.named_children():
@@ -105,21 +105,21 @@ class Plain:
         return torch.autograd.grad(log_p(u).sum(), u)[0].detach()
 
     def negatives(self, u_next: Tensor, t: Tensor, noise: Callable[[], Tensor], steps: int) -> Tensor:
-        """The chain of level t, as `EBM.negatives`."""
+        """The chain of level t, as `EnergyPrior.negatives`."""
         config = self.prior.config
-        a, sigma, r = self.prior.conditional(t)
+        a, sigma = self.prior.schedule.conditional(t)
         if config.chain == "langevin":
             b_squared = self.prior.scale(t)[:, None]
 
             def log_p(u: Tensor) -> Tensor:
-                recovery = r * (u_next - a * u).square() / (2 * sigma.square())
+                recovery = (a > 0) * (u_next - a * u).square() / (2 * sigma.square())
                 return self.F(u, t) / b_squared[:, 0] - (u.square() / 2 + recovery).sum(1)
 
             u = u_next
             for _ in range(steps):
                 u = u + b_squared / 2 * self.slope(log_p, u) + b_squared.sqrt() * noise()
             return u
-        m = r * a * u_next
+        m = a * u_next
 
         def log_p(u: Tensor) -> Tensor:
             return self.F(u, t) - ((u - m).square() / (2 * sigma.square())).sum(1)
@@ -161,9 +161,9 @@ class Plain:
         return self.generator.join(posterior.walk.u)
 
     def loss(self, u_0: Tensor) -> Tensor:
-        """Stage two's loss on posterior draws [N, D], drawing what `EBM.loss` draws, in its order."""
+        """Stage two's loss on posterior draws [N, D], drawing what `prior.loss` draws, in its order."""
         prior, config = self.prior, self.prior.config
-        positive, u_next, t = prior._pairs(u_0)
+        positive, u_next, t = prior.pairs(u_0)
         if config.objective == "recovery":
             negative = self.negatives(u_next, t, lambda: torch.randn_like(u_0), config.steps)
         else:

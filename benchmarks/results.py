@@ -33,14 +33,14 @@ from hebmtool.judge import closure as closures
 from hebmtool.judge.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
 from hebmtool.metrics import distances
 from hebmtool.metrics.features import load_features
-from hebmtool.prior.base import Prior, Steps
-from hebmtool.prior.ebm import EBM, DiffusionEBM
+from hebmtool.prior import DiffusionEBM, JointEBM, Prior, Steps
+from hebmtool.prior.ebm import SAMPLER
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
-from hebmtool.train.prior import SAMPLER, train_prior
+from hebmtool.train.prior import train_prior
 
-NAMES = {"gaussian": "Gaussian", EBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
+NAMES = {"gaussian": "Gaussian", JointEBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
 FIGURES = ("FD", "closure", "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
 TRAINED_WITH = 100  # images for the closure that learning ends with: it is measured here, and not twice
 
@@ -49,7 +49,7 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     """The run of these settings, on the generator of the run NAME, trained as far as it is not yet."""
     base = recipe.load(options.recipe, options.set)
     keys = (*options.set, *keys, f"prior.kind={kind}", f"evaluate.samples={TRAINED_WITH}")
-    keys += tuple(options.joint) * (kind == EBM.kind)
+    keys += tuple(options.joint) * (kind == JointEBM.kind)
     settings = recipe.load(options.recipe, [*keys, f"name={base.name}{variant}"])
     settings.train_prior.seed = settings.prior_seed  # said or not, it is the same
     origin, run = stage_one(base, options.runs, options.device), Run(options.runs / settings.name)
@@ -63,9 +63,9 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
     if path.is_file():
         old = checkpoint.recipe(path, checkpoint.header(path))
         old.train_prior.seed = old.prior_seed
-        if kind == EBM.kind:
+        if kind == JointEBM.kind:
             old.prior.fast = settings.prior.fast  # it has no levels to leave out
-        if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in SAMPLER):
+        if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in (*SAMPLER, "fast")):
             # Written anew with the sampler asked for; refused where it was learned with another.
             with run.lock():
                 train_prior(settings, run, options.device, resume=True)
@@ -131,7 +131,7 @@ class Judge:
         self.features = load_features(options.features, images.shape, options.device)
         self.reference = self.features(torch.cat(list(test.batches())))
         gaussian = load_prior(run, GAUSSIAN, options.device)
-        reconstructed = closures.reconstructions(gaussian.generator, images, self.recipe, self.n)
+        reconstructed = closures.reconstructions(gaussian, images, self.recipe, self.n)
         self.bounds = self.features(self.draw(gaussian)), self.features(reconstructed)
 
     def draw(self, prior: Prior, steps: Steps = None) -> torch.Tensor:
@@ -166,7 +166,7 @@ def ablation(options: argparse.Namespace) -> None:
     base = recipe.load(options.recipe, options.set).prior
     width = base.energy.width
     for T in options.levels:
-        kind = EBM.kind if T == 1 else DiffusionEBM.kind
+        kind = JointEBM.kind if T == 1 else DiffusionEBM.kind
         variant, keys = ("", []) if T in (1, base.levels) else (f"-T{T}", [f"prior.levels={T}", "prior.fast=null"])
         run = trained(options, kind, variant, *keys)
         lowest = [] if T == 1 else [[K] + [0] * (T - 1) for K in options.steps]
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", type=pick_device)
     parser.add_argument("--samples", type=int, help="images per set; the recipe's without")
     parser.add_argument("--seeds", type=int, default=3)
-    kinds = [EBM.kind, DiffusionEBM.kind]
+    kinds = [JointEBM.kind, DiffusionEBM.kind]
     parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--full", action="store_true", help="seeds: sample all levels in float32, not as --fast does")
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 3, 6], metavar="T")

@@ -106,7 +106,7 @@ class EnergyPrior(Prior):
 
     # Drawing
 
-    def _slope(self, t: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def slope(self, t: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """F at levels t [N] and its gradient, in the scale of the chain in use."""
         if self.chain == self.learned_with:
             return lambda u: value_and_gradient(lambda u: self.F(u, t), u)
@@ -139,7 +139,7 @@ class EnergyPrior(Prior):
         """
         K = self.K if K is None else K
         with self.fixed():
-            return self.chain(self._slope(t), u_next, self.schedule, t, K, eps, tau, held, self._watched(watch, t))
+            return self.chain(self.slope(t), u_next, self.schedule, t, K, eps, tau, held, self._watched(watch, t))
 
     def refine(
         self,
@@ -153,7 +153,7 @@ class EnergyPrior(Prior):
         """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0."""
         t, K = self._level(u_0, 0), self.K if K is None else K
         with self.fixed():
-            return self.chain.refine(self._slope(t), u_0, self.schedule, K, eps, tau, held, self._watched(watch, t))
+            return self.chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, self._watched(watch, t))
 
     def descend(
         self,
