@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from hebmtool.chains import CHAINS, GaussianExact, hold
+from hebmtool.data import SOURCES, Images, source
 from hebmtool.generator import LIKELIHOODS, Likelihood
 from hebmtool.prior import KINDS, OBJECTIVES, Prior, objective
 from hebmtool.prior.base import at
@@ -39,8 +40,8 @@ SETTINGS = {
 @pytest.fixture(scope="module", autouse=True)
 def added():
     """The toys, known while this module runs."""
-    registers = (KINDS, CHAINS, OBJECTIVES, LIKELIHOODS)
-    lists = (words.KINDS, words.CHAINS, words.OBJECTIVES, words.LIKELIHOODS)
+    registers = (KINDS, CHAINS, OBJECTIVES, LIKELIHOODS, SOURCES)
+    lists = (words.KINDS, words.CHAINS, words.OBJECTIVES, words.LIKELIHOODS, words.SOURCES)
     before = [dict(each) for each in registers], [list(each) for each in lists], set(RUN_CHAINS)
 
     class Diagonal(Prior, kind="diagonal"):
@@ -109,6 +110,15 @@ def added():
 
         def sample(self, logits: Tensor) -> Tensor:
             return self.mean(logits + torch.distributions.Laplace(0.0, self.b).sample(logits.shape).to(logits))
+
+    @source("stripes")
+    def stripes(config, split):
+        """64 images of one bright row each; the label is the row."""
+        rows = torch.arange(64) % 8
+        pixels = torch.where(torch.arange(8)[None, :, None] == rows[:, None, None], 240, 10).expand(64, 8, 8)
+        keep = slice(0, 48) if split == "train" else slice(48, 64)
+        images = pixels[keep, None].to(torch.uint8)
+        return Images(len(images), (1, 8, 8), lambda indices: images[indices], labels=rows[keep])
 
     yield
     for register, kept in zip(registers, before[0], strict=True):
@@ -210,6 +220,12 @@ def test_an_objective_is_what_is_minimised(run, root, tmp_path):
     )
     records = [json.loads(line) for line in (tmp_path / "hinged" / "metrics.jsonl").read_text().splitlines()]
     assert any("gap" in record and record["stage"] == "train-prior diffusion-ebm" for record in records)
+
+
+def test_a_source_is_trained_on(run, root):
+    keys = settings(name="stripes", data__source="stripes", generator__likelihood="laplace")
+    run("train-vae", "digits", "--runs", root, *keys)
+    assert json.loads(run("info", root / "stripes", "--json"))["data"] == "stripes"
 
 
 def test_an_unknown_word_is_still_a_mistake(hebm, root):

@@ -9,10 +9,11 @@ from hebmtool.data.anywhere import given_sets, read
 from hebmtool.data.arrays import read_array
 from hebmtool.data.decode import ENDINGS, fit_to, paths_in, read_image
 from hebmtool.data.images import Images, batch_indices, order, prepare
-from hebmtool.data.sources import load
+from hebmtool.data.sources import SOURCES, load, source
 
 __all__ = [
     "ENDINGS",
+    "SOURCES",
     "Images",
     "batch_indices",
     "fit_to",
@@ -24,4 +25,5 @@ __all__ = [
     "read",
     "read_array",
     "read_image",
+    "source",
 ]

@@ -11,6 +11,7 @@ and the middle square is kept.
 """
 
 import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hebmtool.data.decode import first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
 from hebmtool.data.images import Images, Split, chosen_positions, permutation
 from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.recipe import words
 
 LSUN_CATEGORIES = (
     *("bedroom", "bridge", "church_outdoor", "classroom", "conference_room"),
@@ -56,6 +58,23 @@ TORCHVISION = {
 
 DIGIT_NAMES = [str(digit) for digit in range(10)]
 
+Source = Callable[[recipe.Data, Split], Images]
+
+SOURCES: dict[str, Source] = {}
+"""By the recipe's word, `data.source`."""
+
+
+def source(*names: str) -> Callable[[Source], Source]:
+    """Makes a function, of the recipe's `data` part and a split, what `data.source` calls by these words."""
+
+    def added(function: Source) -> Source:
+        for name in names:
+            SOURCES[name] = function
+            words.SOURCES.add(name)
+        return function
+
+    return added
+
 
 def load(data: recipe.Data, split: Split) -> Images:
     """The images a recipe names.
@@ -70,11 +89,10 @@ def load(data: recipe.Data, split: Split) -> Images:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, but must be 'train' or 'test'")
-    readers = {"digits": _digits, "folder": _folder, "array": _array, "celeba": _celeba, "lsun": _lsun}
     leave_out = data.exclude and split == "train"
     # The limit counts what is left.
     wanted = data.model_copy(update={"limit": None}) if leave_out else data
-    images = readers.get(data.source, _torchvision_array)(wanted, split)
+    images = SOURCES[data.source](wanted, split)
     for name, classes in data.attributes.items():
         images.attributes[name] = _of_classes(images, classes, f"data.attributes.{name}")
     if leave_out:
@@ -123,6 +141,7 @@ def _in_memory(
     )
 
 
+@source("digits")
 def _digits(data: recipe.Data, split: Split) -> Images:
     from sklearn.datasets import load_digits  # slow to import
 
@@ -137,6 +156,7 @@ def _path(data: recipe.Data, what: str) -> Path:
     return Path(data.path).expanduser()
 
 
+@source("folder")
 def _folder(data: recipe.Data, split: Split) -> Images:
     folder = _path(data, "a folder of images")
     if folder.is_file():
@@ -165,6 +185,7 @@ def _folder(data: recipe.Data, split: Split) -> Images:
     )
 
 
+@source("array")
 def _array(data: recipe.Data, split: Split) -> Images:
     path = _path(data, "an .npz or .npy file")
     if not path.exists():
@@ -209,6 +230,7 @@ def _from_torchvision(data: recipe.Data, **which: Any) -> Any:
         ) from error
 
 
+@source("mnist", "fashion-mnist", "cifar10", "svhn")
 def _torchvision_array(data: recipe.Data, split: Split) -> Images:
     """The sources that torchvision reads wholly into memory."""
     svhn = data.source == "svhn"
@@ -225,6 +247,7 @@ def _torchvision_array(data: recipe.Data, split: Split) -> Images:
     )
 
 
+@source("celeba")
 def _celeba(data: recipe.Data, split: Split) -> Images:
     """CelebA, in the data set's order (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html)."""
     dataset = _from_torchvision(data, split=split)
@@ -236,6 +259,7 @@ def _celeba(data: recipe.Data, split: Split) -> Images:
     return on_disk(paths, common_shape(paths[:1], folder, data), data, attributes=attributes)
 
 
+@source("lsun")
 def _lsun(data: recipe.Data, split: Split) -> Images:
     """One category of LSUN (https://www.yf.io/p/lsun): a database of encoded images.
 
