@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where and in which precision things are computed: devices by name, autocast, memory that is kept."""
 
 import ctypes
 import platform
@@ -26,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
         keep_memory()
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise HebmError(f"device '{name}' was asked for but torch sees no CUDA GPU; use --device cpu")
+            raise HebmError(f"device '{name}' was asked for but torch sees no CUDA GPU; use the device cpu")
         if int(index or 0) >= torch.cuda.device_count():
             raise HebmError(
                 f"device '{name}' was asked for but torch sees {torch.cuda.device_count()} CUDA GPU(s), "

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Files that are whole under their own name, whatever happens while they are written; and digests of them.
+
+What is written stands beside its target until it is on the disk, and is then moved over it; a line that is appended
+either stands there whole or not at all.
+"""
 
 import contextlib
 import errno
@@ -20,7 +24,7 @@ def digest(path: str | Path) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` in one move.  Raises `HebmError` as `save` does."""
+    """Write `text` to `path` in one move.  Raises `HebmError` as `write_bytes` does."""
     write_bytes(Path(path), text.encode())
 
 
@@ -81,7 +85,7 @@ def _unwritable(path: Path, size: int, error: OSError) -> HebmError:
     if path.exists():
         checkpoint = path.suffix == ".safetensors"
         intact = f"; the previous {'checkpoint' if checkpoint else 'file'} is intact"
-        again = "rerun with --resume" if checkpoint else "rerun"
+        again = "resume" if checkpoint else "rerun"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
         reason = f"no space left (needs {size / 2**20:.1f} MiB, {free / 2**20:.1f} MiB free)"

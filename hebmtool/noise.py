@@ -1,4 +1,9 @@
-"""TODO."""
+"""Where every random number comes from.
+
+    seed of a use = derive_seed(seed of the run, words, numbers)         noise of image i = its own stream of N(0, I)
+
+Streams are one per image and drawn on the CPU, so image i of a seed is the same at any batch size and on any device.
+"""
 
 import hashlib
 from collections.abc import Sequence

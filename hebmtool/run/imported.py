@@ -1,10 +1,11 @@
-"""TODO."""
+"""A published NVAE checkpoint made into a run, whose generator it is (`hebmtool.generator.nvae` reads it)."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError
 from hebmtool.generator import Tower, readjust_batchnorm
 from hebmtool.generator.nvae import GREY, config, parts, read, recipe_for, renamed
@@ -49,9 +50,7 @@ def import_checkpoint(
     except HebmError as error:
         raise HebmError(f"{path} has a geometry unknown here: {error}") from None
 
-    factor = 2 ** (generator_part.scales - 1 + generator_part.preprocess_blocks)
-    constant = state.get("prior_ftr0")
-    size = factor * constant.shape[1] if isinstance(constant, Tensor) and constant.ndim == 3 else 32
+    size = _size(generator_part, state)
     image_shape = (1, 28, 28) if args.dataset in GREY else (3, size, size)
     recipe = recipe_for(path, args, generator_part, size, name, data_path)
 
@@ -78,3 +77,10 @@ def import_checkpoint(
             extra={"image_shape": list(image_shape)},
         )
     return run
+
+
+def _size(config: recipes.Generator, state: dict) -> int:
+    """Height and width of the images, from the constant that the walk down starts with; 32 where it has none."""
+    constant = state.get("prior_ftr0")
+    known = isinstance(constant, Tensor) and constant.ndim == 3
+    return 2 ** (config.scales - 1 + config.preprocess_blocks) * constant.shape[1] if known else 32

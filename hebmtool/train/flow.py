@@ -32,6 +32,7 @@ class Persistent(nn.Module):
         self.register_buffer("z", z)
 
 
+# Longer than a screen: the training reads from top to bottom in one place.
 def train_flow(
     recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
 ) -> FlowPrior:

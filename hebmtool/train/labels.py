@@ -89,28 +89,14 @@ def _train_label(
     label.energy.calibrate(generator.walk(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
     optimizer = torch.optim.Adam(label.parameters(), lr=config.label_lr, weight_decay=config.weight_decay)
     ema, step = Ema(label, config.ema), 0
-    made_of = recipe.data.attributes.get(name)
     extra = {
         "generator": files.digest(run.generator_path),
         "label": name,
         "values": values,
-        "made_of": made_of,
+        "made_of": recipe.data.attributes.get(name),
         "whitening": generator.whitening_digest,
     }
-    if resume and path.is_file() and not train_path.is_file():
-        raise HebmError(
-            f"{train_path} is missing, so the label '{name}' cannot be resumed; move {path} away to start anew"
-        )
-    if resume and train_path.is_file():
-        header = checkpoint.header(train_path)
-        if {"whitening": None} | header.extra != extra:
-            raise HebmError(
-                f"{train_path} was learned on another generator, other values or other whitened latents than there are "
-                "now; move it away to start anew"
-            )
-        same = ["label_lr", "seed", "batch_size", "weight_decay", "ema", "clip"]
-        what = ["prior.energy", "prior.levels", "prior.label_layers", "seed", *(f"train_prior.{key}" for key in same)]
-        Run.check_same(checkpoint.recipe(train_path, header), recipe, what)
+    if resume and _resumable(name, recipe, run, extra):
         step = load_training(train_path, "label training", label, ema, optimizer)
     run.truncate_metrics(stage, step)
 
@@ -137,6 +123,27 @@ def _train_label(
     label.eval()
     label.energy.settle()
     return {"accuracy": accuracy(label, generator, test, y_test, recipe), "values": values}
+
+
+def _resumable(name: str, recipe: Recipe, run: Run, extra: dict) -> bool:
+    """Whether there is a training of the label to continue.  Raises HebmError where there is another one's."""
+    path, train_path = run.label_path(name), run.label_train_path(name)
+    if not train_path.is_file():
+        if path.is_file():
+            raise HebmError(
+                f"{train_path} is missing, so the label '{name}' cannot be resumed; move {path} away to start anew"
+            )
+        return False
+    header = checkpoint.header(train_path)
+    if {"whitening": None} | header.extra != extra:
+        raise HebmError(
+            f"{train_path} was learned on another generator, other values or other whitened latents than there are "
+            "now; move it away to start anew"
+        )
+    same = ["label_lr", "seed", "batch_size", "weight_decay", "ema", "clip"]
+    what = ["prior.energy", "prior.levels", "prior.label_layers", "seed", *(f"train_prior.{key}" for key in same)]
+    Run.check_same(checkpoint.recipe(train_path, header), recipe, what)
+    return True
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What both training stages share: the device, the noise of a step, averaged weights, and saving it all.
+"""What all trainings share: the random state of an update, averaged weights, the log, stopping, and saving it all.
 
 Every update seeds torch's generators from (recipe seed, stage, step), and the images it sees are a function of
 the step as well (`hebmtool.data.batch_indices`).  So the step number is the whole random state and the
@@ -26,8 +26,6 @@ from hebmtool.run.folder import Run
 
 # Recipe keys that say when something is written, not what is computed: they may change on resuming.
 HOUSEKEEPING = ("log_every", "sample_every", "save_every")
-
-
 # A loss beyond this has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
 

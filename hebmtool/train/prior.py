@@ -31,10 +31,11 @@ from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_
 Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
-
 BATCH = 250
 """Images encoded at a time."""
-MOST_WHITENED = 16_384  # dimensions: their covariance in double precision takes 2 GiB, and finding A as much again
+
+MOST_WHITENED = 16_384
+"""Dimensions: their covariance in double precision takes 2 GiB, and finding A as much again."""
 
 
 def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
@@ -80,6 +81,7 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
     return Whitening(mean.float(), torch.linalg.cholesky(covariance).float())
 
 
+# Longer than a screen: the training reads from top to bottom in one place.
 def train_prior(
     recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
 ) -> Prior:

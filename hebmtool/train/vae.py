@@ -77,6 +77,7 @@ def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, dev
     return Bound(total / n, bits / n, (kl / n).tolist())
 
 
+# Longer than a screen: the training reads from top to bottom in one place.
 def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> Bound:
     """Train the generator of `recipe` into `run`; returns the bound on the test split.
 

@@ -2,7 +2,7 @@
 
     u_t ~ p(u_t | u_{t+1}, y) ~ exp(F(z, t) + sum_a w_a log p(y_a | z, t)) N(u_t; ...)      at every level t
 
-(HEBM, https://arxiv.org/abs/2405.13910, Figures 4 and 5; the coupling is `hebmtool.prior.labels`'s).
+(HEBM, https://arxiv.org/abs/2405.13910, Figures 4 and 5; what is added to F is told in `hebmtool.prior.labels`).
 """
 
 import itertools
@@ -22,10 +22,8 @@ from hebmtool.prior import Prior, Steps
 from hebmtool.prior.labels import CLASS, Condition, LabelEnergy
 from hebmtool.use import hierarchy
 
-EVERY = "all"
-
-
-SHOWN = 16
+EVERY = "all"  # the value that stands for each in turn
+SHOWN = 16  # images in a row of the picture, at most
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,9 @@ def parse(text: str) -> Wish:
     except ValueError:
         number = float("nan")
     if not (name and equals and value) or not np.isfinite(number):
-        raise UsageError(f"--attribute '{text}' is malformed; write NAME=VALUE or NAME=VALUE:WEIGHT, as Smiling=1:0.5")
+        raise UsageError(
+            f"the attribute '{text}' is malformed; write NAME=VALUE or NAME=VALUE:WEIGHT, as Smiling=1:0.5"
+        )
     return Wish(name, value, number)
 
 
@@ -57,7 +57,7 @@ def rows(wishes: Sequence[Wish], labels: dict[str, LabelEnergy]) -> list[list[Wi
         UsageError: nothing asked, a label asked twice, or a label or value that does not exist; known ones are named.
     """
     if not wishes:
-        raise UsageError("say what to condition on: --class VALUE, --class all, or --attribute NAME=VALUE")
+        raise UsageError("say what to condition on: a class, every class, or an attribute as NAME=VALUE")
     choices = []
     for wish in wishes:
         if not np.isfinite(wish.weight) or wish.weight == 0:
@@ -68,8 +68,8 @@ def rows(wishes: Sequence[Wish], labels: dict[str, LabelEnergy]) -> list[list[Wi
         if wish.label not in labels:
             known = f"it has {', '.join(sorted(labels))}" if labels else "it has none"
             raise UsageError(
-                f"the run has no trained label '{wish.label}'; {known}; couple it with "
-                f"`hebm train-prior RECIPE --finetune --set prior.labels={wish.label}`"
+                f"the run has no trained label '{wish.label}'; {known}; couple it by finetuning the prior with "
+                f"prior.labels={wish.label}"
             )
         label = labels[wish.label]
         values = label.values if wish.value == EVERY else [label.values[label.index(wish.value)]]

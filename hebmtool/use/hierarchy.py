@@ -8,7 +8,7 @@ the conditional.  The diffusion prior's held layers follow the base's own trajec
 
     u_V,t ~ p(u_V,t | u_V,t+1, u_H,t, u_H,t+1)         t = T-1 .. 0
 
-and steps on p(u_0) itself, u_H,0 held (`DiffusionEBM` says why).
+and steps on p(u_0) itself, u_H,0 held (`hebmtool.prior.ebm.DiffusionEBM` says why).
 """
 
 import math
@@ -32,17 +32,9 @@ from hebmtool.prior import Prior, Steps, not_finite
 from hebmtool.recipe import Recipe
 
 VARY = ("above", "below", "only")
-
-
 MOST_COLUMNS = 1000
-
-
 MOST_BLOCKS = 6
-
-
 SHOWN_ROWS = 4  # of each block, where there are several
-
-
 BASE = (214, 39, 40)  # the frame's colour
 
 
@@ -53,7 +45,7 @@ def parse(text: str) -> tuple[int, int]:
     """(lowest, highest) layer number of "K" or "A:B".  Raises UsageError."""
     found = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
     if found is None:
-        raise UsageError(f"--layer is '{text}'; give a layer's number, as 5, or a range of them, as 2:5")
+        raise UsageError(f"layer is '{text}'; give a layer's number, as 5, or a range of them, as 2:5")
     ends = [int(end) for end in found.groups() if end is not None]
     return min(ends), max(ends)
 
@@ -69,7 +61,7 @@ def varied(named: tuple[int, int], vary: str, L: int) -> list[int]:
         UsageError: a layer, or a word, that does not exist, or nothing above or below.
     """
     if vary not in VARY:
-        raise UsageError(f"--vary is '{vary}'; choose one of {', '.join(VARY)}")
+        raise UsageError(f"vary is '{vary}'; choose one of {', '.join(VARY)}")
     low, high = named
     for number in named:
         if not 1 <= number <= L:
@@ -80,7 +72,7 @@ def varied(named: tuple[int, int], vary: str, L: int) -> list[int]:
     layers = {"above": range(high + 1, L + 1), "below": range(1, low), "only": range(low, high + 1)}[vary]
     if not layers:
         end = f"layer {high} is the top" if vary == "above" else f"layer {low} is the bottom"
-        raise UsageError(f"{end}, so nothing lies {vary} it; the layers are 1 to {L}, or add --vary only")
+        raise UsageError(f"{end}, so nothing lies {vary} it; the layers are 1 to {L}, or vary only the layers named")
     return list(reversed(layers))
 
 
@@ -171,7 +163,7 @@ def draw(
         HebmError: the chain left the numbers.
     """
     if not 1 <= columns <= MOST_COLUMNS:
-        raise UsageError(f"--columns is {columns}, but must be from 1 to {MOST_COLUMNS}")
+        raise UsageError(f"columns is {columns}, but must be from 1 to {MOST_COLUMNS}")
     generator = prior.generator
     device, D = generator.device, generator.D
     bases, images = [], [[] for _ in parts]

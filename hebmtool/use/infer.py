@@ -33,16 +33,15 @@ from hebmtool.recipe import Recipe
 ROUNDS = 20
 """Turns of encoder and generator that fill hidden pixels."""
 
-
 REFINE = 100
 """Langevin steps after them, unless another number is asked for."""
-
 
 FIRST_STEP = 0.05
 """Size of the first of those steps; it adapts."""
 
-
 BATCH = 64
+"""Latents inferred at a time."""
+
 DRAWN = 100
 """Images at a time of which a posterior draw each is wanted."""
 

@@ -1,5 +1,5 @@
 """Inpainting: hidden pixels drawn from p(x_hidden | x_visible) = E[p(x | z)] over z ~ p(z | x_visible)
-(`hebmtool.infer`); a completion shows the mean of p(x | z), and the visible pixels as they were."""
+(`hebmtool.use.infer`); a completion shows the mean of p(x | z), and the visible pixels as they were."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Reconstruction: x -> latents (`hebmtool.infer`) -> mean of p(x | latents), and how far that is from x.
+"""Reconstruction: x -> latents (`hebmtool.use.infer`) -> mean of p(x | latents), and how far that is from x.
 
 MSE = mean (x - x')^2,  x in [0, 1];     PSNR = -10 log10 MSE  (dB)
 """
@@ -58,7 +58,7 @@ def read(
     """
     found = list(anywhere.read(paths, recipe, shape, failed, exact=not fit))
     if not found:
-        raise HebmError("no image is left to work on; give images of the run's size, or add --fit")
+        raise HebmError("no image is left to work on; give images of the run's size, or have them fitted to it")
     names, images = zip(*found, strict=True)
     return list(names), torch.stack(images)
 

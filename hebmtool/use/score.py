@@ -33,15 +33,9 @@ from hebmtool.recipe import Recipe
 from hebmtool.use.infer import Inference
 
 SCORES = ("energy", "likelihood", "llr")
-
-
 SCHEMES = ("inference", "diffusion")
-
-
 CALIBRATION = 256  # held-out images on which the cut is chosen, and as many draws of the model
-
-
-BATCH = 100
+BATCH = 100  # images scored at a time
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -88,8 +82,8 @@ class Scorer:
                 raise UsageError(f"the scheme diffusion is of the energy score, and score is {self.score}; drop one")
             if self.prior.T < 2:
                 raise HebmError(
-                    f"the scheme diffusion needs the levels of a diffusion-ebm prior, and this is the {kind} one; train "
-                    "it with `hebm train-prior`, or use the scheme inference"
+                    f"the scheme diffusion needs the levels of a diffusion-ebm prior, and this is the {kind} one; "
+                    "train it with `hebm train-prior`, or use the scheme inference"
                 )
             if not 1 <= self.level <= self.prior.T:
                 raise UsageError(f"level is {self.level}; this prior's levels are 1 to {self.prior.T}")
@@ -254,9 +248,9 @@ def calibration(images: data.Images) -> int:
 
 
 def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float] | None]:
-    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  A flow
-    model has only one, and nothing to choose it by."""
-    if isinstance(scorer, PosteriorScorer):
+    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Without
+    an encoder there is only one, and nothing to choose it by."""
+    if not scorer.prior.generator.has_encoder:
         return scorer.cuts[0], None
     first = calibration(test)
     if first < 2:
