@@ -30,7 +30,8 @@ from hebmtool import data, recipe
 from hebmtool.compute import pick_device
 from hebmtool.console import note
 from hebmtool.judge import closure as closures
-from hebmtool.judge.evaluate import GAUSSIAN, RECONSTRUCTIONS, evaluate
+from hebmtool.judge.evaluate import GAUSSIAN, evaluate
+from hebmtool.judge.evaluation import RECONSTRUCTIONS
 from hebmtool.metrics import distances
 from hebmtool.metrics.features import load_features
 from hebmtool.prior import DiffusionEBM, JointEBM, Prior, Steps

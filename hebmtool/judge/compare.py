@@ -1,13 +1,14 @@
-"""Runs side by side, from the figures `hebmtool.evaluate` kept in them."""
+"""Runs side by side, from the figures that judging kept in them, and what makes those figures incomparable or stale.
+
+Nothing is measured, and torch is not needed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hebmtool import files
-from hebmtool.errors import HebmError
-from hebmtool.judge.evaluate import DIGITS, RECONSTRUCTIONS, Evaluation
-from hebmtool.judge.table import by_judged
-from hebmtool.metrics.figures import Figure
+from hebmtool.judge.evaluation import DIGITS, RECONSTRUCTIONS, Evaluation, kept
+from hebmtool.metrics.figures import Figure, by_judged
 from hebmtool.run.folder import Run
 
 # What figures must share to be comparable, and what it is called.
@@ -18,25 +19,10 @@ ALIKE = {
     "repeats": "draws",
     "seed": "seed",
     "steps": "Langevin steps",
+    "sampler": "chain settings",
     "torch": "torch version",
     "device": "device",
 }
-
-
-def kept(run: Run) -> Evaluation:
-    """The evaluation kept in the run's figures.json.
-
-    Raises:
-        HebmError: there is none, or it is not as `evaluate` left it.
-    """
-    found = run.figures().get("evaluate")
-    again = f"measure them with `hebm evaluate {run.path}`"
-    if found is None:
-        raise HebmError(f"the run {run.path} has no kept figures; {again}")
-    try:
-        return Evaluation(run.name, [Figure(**entry) for entry in found["figures"]], dict(found["provenance"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise HebmError(f"the figures kept in {run.figures_path} are not as evaluate leaves them; {again}") from error
 
 
 @dataclass

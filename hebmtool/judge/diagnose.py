@@ -1,5 +1,10 @@
-"""What is wrong with a prior, and where: likelihood (`hebmtool.evidence`), two-sample tests (`hebmtool.two_sample`) and
-Langevin diagnostics (`hebmtool.chains`) of a run, the table that shows them, and one picture."""
+"""What is wrong with a prior, and where: its likelihood (`hebmtool.metrics.evidence`), two-sample tests between it and
+the aggregate posterior (`hebmtool.metrics.two_sample`), what its chains do (`hebmtool.metrics.mixing`); the table that
+shows them, and one picture.
+
+A part says nothing where what it looks at is not there: a bound on log p(x) is made with an encoder, and a draw of the
+Gaussian prior or of a flow has no chain.
+"""
 
 import dataclasses
 import math
@@ -10,20 +15,21 @@ import numpy as np
 import torch
 
 from hebmtool import data, picture
-from hebmtool.errors import HebmError
+from hebmtool.console import note
+from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.judge.sources import drawn_by, given
 from hebmtool.metrics import evidence, mixing, two_sample
 from hebmtool.metrics.figures import Figure
 from hebmtool.noise import derive_seed
+from hebmtool.prior import Prior
+from hebmtool.recipe import Recipe
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.use.infer import posterior_draws
 
 PARTS = ("likelihood", "two-sample", "chains")
-
-
+POSTERIOR = 200  # draws at which F is read beside the chains
 LAGS = 60
-
-
 BAND = (0.1, 0.9)
 
 
@@ -44,6 +50,9 @@ def diagnose(
     steps: int | None = None,
     seed: int = 0,
     parts: Sequence[str] = PARTS,
+    *,
+    chain: str | None = None,
+    **settings: object,
 ) -> Diagnosis:
     """Every diagnostic of the run's prior of this kind, the best one there when None.
 
@@ -51,13 +60,52 @@ def diagnose(
         samples: draws of each law in the two-sample tests.
         steps: Langevin steps per level, the prior's own when None.
         seed: of every draw.
-        parts: of PARTS; the chains of a prior that has none are passed over.
+        parts: of PARTS; those that say nothing of the prior are passed over, and named on stderr.
+        chain, settings: what the prior is drawn with (`Prior.using`) in place of what it was learned with; None stands
+            for a setting that is not given.
 
     Raises:
-        HebmError: no such prior, or no data.
+        UsageError: a part that does not exist, or a way of drawing that the prior does not have.
+        HebmError: no such prior, no data, or no part that says anything of it.
     """
-    prior = load_prior(run, kind or run.priors()[-1], device)
-    recipe, found, traces = run.recipe(), [], None
+    prior = drawn_by(load_prior(run, kind or run.priors()[-1], device), given(chain, settings), steps)
+    return diagnose_prior(prior, run.recipe(), samples, steps, seed, telling(prior, parts))
+
+
+def telling(prior: Prior, parts: Sequence[str]) -> list[str]:
+    """Those of `parts` that say something of this prior; of the others, why not, on stderr.
+
+    Raises:
+        UsageError: a part that does not exist.
+        HebmError: none of them says anything.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(f"there is no part '{part}'; choose of {', '.join(PARTS)}{did_you_mean(part, PARTS)}")
+    silent = {}
+    if not prior.generator.has_encoder:
+        silent["likelihood"] = f"a bound on log p(x) takes an encoder, and the {prior.kind} prior's generator has none"
+    if not prior.T:
+        silent["chains"] = f"a draw of the {prior.kind} prior takes no Langevin steps"
+    why = [f"no {part} can be told, for {silent[part]}" for part in parts if part in silent]
+    found = [part for part in parts if part not in silent]
+    if parts and not found:
+        raise HebmError(f"{'; '.join(why)}; ask for two-sample")
+    for reason in why:
+        note(reason)
+    return found
+
+
+def diagnose_prior(
+    prior: Prior,
+    recipe: Recipe,
+    samples: int = 500,
+    steps: int | None = None,
+    seed: int = 0,
+    parts: Sequence[str] = PARTS,
+) -> Diagnosis:
+    """The same of a prior that is loaded already; each of `parts` must say something of it (`telling`)."""
+    found, traces = [], None
     test = data.load(recipe.data, "test")
     if "likelihood" in parts:
         found += evidence.figures(prior, test, recipe, seed=seed)
@@ -67,8 +115,8 @@ def diagnose(
         held_out = min(n, len(test))
         about = f"{held_out} test images" + (f" and {n - held_out} training images" if n > held_out else "")
         found += two_sample.figures(prior, posterior_draws(prior, (test, train), recipe, n, seed), about, seed, steps)
-    if "chains" in parts and prior.T:
-        u = posterior_draws(prior, (test,), recipe, min(200, len(test)), derive_seed(seed, "chains"))
+    if "chains" in parts:
+        u = posterior_draws(prior, (test,), recipe, min(POSTERIOR, len(test)), derive_seed(seed, "chains"))
         traces = mixing.diagnose(prior, u, steps=steps, seed=seed)
         found += mixing.figures(traces)
     return Diagnosis(prior.kind, [_plain(figure) for figure in found], traces)
@@ -139,81 +187,83 @@ def figure(diagnosis: Diagnosis) -> bytes:
     canvas = Canvas(figsize=(13.5, 7.4), layout="constrained")
     (G, energy, slope), (long, lags, accuracy) = canvas.subplots(2, 3)
     canvas.suptitle(f"Chains of the {diagnosis.kind} prior")
-    level = d.short.level
-    starts = [0, *(1 + torch.nonzero(level.diff())[:, 0]).tolist()]
     for axis, rows, title in (
         (G, d.short.G, "F / scale along the reverse trajectory"),
         (energy, d.short.energy / d.prior.generator.D, "energy per dimension of the level's conditional"),
         (slope, d.short.slope, "gradient norm of F / scale"),
     ):
-        for start, end in zip(starts, [*starts[1:], len(level)], strict=True):
-            part, x = rows[start:end], np.arange(start, end)
-            low, high = (part.quantile(q, dim=1) for q in BAND)
-            axis.fill_between(x, low, high, color="C0", alpha=0.25, lw=0)
-            axis.plot(x, part.median(1).values, color="C0", marker=".", ms=4)
-            if start:
-                axis.axvline(start - 0.5, color="0.8", lw=1)
-            name = f"t = {int(level[start])}"
-            axis.annotate(
-                name, ((start + end - 1) / 2, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top"
-            )
-        axis.margins(y=0.16)
-        axis.set(
-            title=title, xlabel="step (median, and the middle 80% of chains)", ylabel="nats" if axis is G else None
-        )
+        _plot_trajectory(axis, rows, d.short.level, title, "nats" if axis is G else None)
     G.axhline(d.posterior.mean().item(), color="C3", ls="--", lw=1, label="mean on posterior u, t = 0")
     G.legend(frameon=False, loc="lower right")
     slope.set_ylim(bottom=0)
+    _plot_spread(long, d)
+    _plot_autocorrelation(lags, d)
+    _plot_accuracies(accuracy, [f for f in diagnosis.figures if f.name == "accuracy, top to i"])
+    return picture.plot_to_png(canvas, 130)
 
+
+def _plot_trajectory(axis, rows: torch.Tensor, level: torch.Tensor, title: str, unit: str | None) -> None:
+    """Rows [S, N] of a trace along the levels, [S]: median and middle 80% of chains, step by step."""
+    starts = [0, *(1 + torch.nonzero(level.diff())[:, 0]).tolist()]
+    for start, end in zip(starts, [*starts[1:], len(level)], strict=True):
+        part, x = rows[start:end], np.arange(start, end)
+        low, high = (part.quantile(q, dim=1) for q in BAND)
+        axis.fill_between(x, low, high, color="C0", alpha=0.25, lw=0)
+        axis.plot(x, part.median(1).values, color="C0", marker=".", ms=4)
+        if start:
+            axis.axvline(start - 0.5, color="0.8", lw=1)
+        name, middle = f"t = {int(level[start])}", ((start + end - 1) / 2, 0.98)
+        axis.annotate(name, middle, xycoords=("data", "axes fraction"), ha="center", va="top")
+    axis.margins(y=0.16)
+    axis.set(title=title, xlabel="step (median, and the middle 80% of chains)", ylabel=unit)
+
+
+def _plot_spread(axis, d: mixing.Diagnostics) -> None:
+    """Spread of u over level 0, short and long."""
     for trace, steps, colour in ((d.long, mixing.LONGER * d.steps, "C1"), (d.short, d.steps, "C0")):
         rows = trace.norm[trace.level == 0].sqrt()
         x = np.arange(1, len(rows) + 1)
         mean, error = rows.mean(1), rows.std(1) / math.sqrt(rows.shape[1])
-        long.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
-        long.plot(x, mean, color=colour, label=f"{steps} steps a level")
-    long.axhline(1, color="0.6", lw=1, ls=":")
-    long.set(
+        axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
+        axis.plot(x, mean, color=colour, label=f"{steps} steps a level")
+    axis.axhline(1, color="0.6", lw=1, ls=":")
+    axis.set(
         title="spread of u over level 0, short and long",
         xlabel="step of level 0 (mean, and its standard error)",
         ylabel="RMS of u",
         xscale="log",
     )
-    long.legend(frameon=False)
+    axis.legend(frameon=False)
 
-    n = min(LAGS, len(d.relaxed.G) // 2)
-    lags.plot(mixing.autocovariance(d.relaxed.G).mean(1)[:n], color="k", label="F")
-    shades = np.linspace(0.15, 0.85, len(d.layers))
+
+def _plot_autocorrelation(axis, d: mixing.Diagnostics) -> None:
+    """Of F and of each layer's u along the long chain of level 0."""
     from matplotlib import colormaps
 
+    n = min(LAGS, len(d.relaxed.G) // 2)
+    axis.plot(mixing.autocovariance(d.relaxed.G).mean(1)[:n], color="k", label="F")
+    shades = np.linspace(0.15, 0.85, len(d.layers))
     for l, columns in enumerate(d.layers):
         rho = mixing.autocovariance(d.relaxed.u[..., columns]).mean(1)[:n]
         named = len(d.layers) <= 8 or l in (0, len(d.layers) - 1)
         label = f"u, layer {d.prior.generator.layer_number(l)}" if named else None
-        lags.plot(rho, color=colormaps["viridis"](shades[l]), lw=1, label=label)
-    lags.axhline(0, color="0.6", lw=1, ls=":")
-    lags.set(title="autocorrelation along a level-0 chain", xlabel="lag (steps)", ylabel="ρ")
-    lags.legend(frameon=False, fontsize="small")
+        axis.plot(rho, color=colormaps["viridis"](shades[l]), lw=1, label=label)
+    axis.axhline(0, color="0.6", lw=1, ls=":")
+    axis.set(title="autocorrelation along a level-0 chain", xlabel="lag (steps)", ylabel="ρ")
+    axis.legend(frameon=False, fontsize="small")
 
-    tests = [f for f in diagnosis.figures if f.name == "accuracy, top to i"]
+
+def _plot_accuracies(axis, tests: Sequence[Figure]) -> None:
+    """How well layers from the top down to i tell each prior from the posterior; nothing where that was not asked."""
+    axis.axhline(0.5, color="0.6", lw=1, ls=":")
+    axis.set(title="told from the posterior by layers L to i", xlabel="layer i", ylabel="held-out accuracy")
+    if not tests:
+        axis.set_axis_off()
+        return
     for i, of in enumerate(dict.fromkeys(f.of for f in tests)):
-        its = [f for f in tests if f.of == of]
-        accuracy.errorbar(
-            [f.layer for f in its],
-            [f.value for f in its],
-            [f.error for f in its],
-            marker="o",
-            ms=4,
-            capsize=2,
-            color=f"C{i}",
-            label=of,
-        )
-    accuracy.axhline(0.5, color="0.6", lw=1, ls=":")
-    accuracy.set(title="told from the posterior by layers L to i", xlabel="layer i", ylabel="held-out accuracy")
-    if tests:
-        layers = sorted({f.layer for f in tests})
-        accuracy.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])
-        accuracy.invert_xaxis()
-        accuracy.legend(frameon=False)
-    else:
-        accuracy.set_axis_off()
-    return picture.plot_to_png(canvas, 130)
+        layers, values, errors = zip(*((f.layer, f.value, f.error) for f in tests if f.of == of), strict=True)
+        axis.errorbar(layers, values, errors, marker="o", ms=4, capsize=2, color=f"C{i}", label=of)
+    layers = sorted({f.layer for f in tests})
+    axis.set_xticks(layers if len(layers) <= 12 else layers[:: len(layers) // 8])
+    axis.invert_xaxis()
+    axis.legend(frameon=False)

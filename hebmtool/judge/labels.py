@@ -1,4 +1,11 @@
-"""TODO."""
+"""Whether samples drawn under conditions on labels are as asked, by judges that know only real images.
+
+controllability   share of samples to which a classifier of real images (`hebmtool.judge.classifier`) assigns the
+                  values asked for
+fd                FD of the samples to the real test images that are as asked
+diversity         E ||phi(x) - phi(x')|| over pairs of samples, phi a feature network, as a ratio to that over as
+                  many pairs of those real images
+"""
 
 from collections.abc import Sequence
 
@@ -15,8 +22,7 @@ from hebmtool.recipe import Recipe
 from hebmtool.run.folder import Run
 from hebmtool.use.controllable import Wish, title
 
-PAIRS = 2000
-"""Pairs of images whose mean feature distance is a class's diversity."""
+PAIRS = 2000  # of images, whose mean feature distance is a set's diversity
 
 
 def judge(images: Tensor, row: Sequence[Wish], judges: dict[str, tuple[classifier.Classifier, list[str]]]) -> dict:
@@ -54,7 +60,7 @@ def report(
     """
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     judges, accuracies = {}, {}
-    for name in {wish.label for row in wanted for wish in row}:
+    for name in dict.fromkeys(wish.label for row in wanted for wish in row):
         model, accuracies[name] = classifier.trained(name, run, recipe, images, test, device)
         judges[name] = (model, values_of(name, images, recipe.data)[1])
     features = load_features(recipe.evaluate.features, images.shape, device)

@@ -1,17 +1,11 @@
-"""Out-of-distribution scores of images, at every cut k of the hierarchy; high = in-distribution.
+"""How well scores tell out-of-distribution images from a run's own, at every cut k of the hierarchy.
 
-    energy       S_{>k}(x) = sum_{i>k} f_i(z_i, 0)          (and where latents are whitened, what that knows of layer i)
-    likelihood   L^{>k}(x) = E[log p(x | z) - sum_{i>k} KL_i],      z_{>k} ~ q(. | x),  z_{<=k} ~ p(. | z_{>k})
-    llr          L^{>k}(x) - L(x),                                  L = L^{>0}, the ELBO
+    AUROC(k)    P(S_{>k}(x) > S_{>k}(x')),       x a test image of the run, x' from outside; ties count half
+    AUPRC(k)    average precision of finding x' by a low score; FPR at 95% TPR beside it (`hebmtool.metrics.detection`)
 
-The energy is read at u_0 ~ q(u | x) (scheme `inference`), or at that u_0 noised to a level and brought back by the
-conditional EBMs (scheme `diffusion`; "HEBM", https://arxiv.org/abs/2405.13910, Figure 3).  The ratio is the negative
-of Havtorn et al.'s LLR^{>k} ("Hierarchical VAEs Know What They Don't Know", https://arxiv.org/abs/2102.08248), which is
-high for what is out of distribution.
-
-f_i was learned on posterior draws, whose norm is not their mean's; so every score averages a few draws of q and, where
-the likelihood wants binary or continuous pixels, of those.  The noise of an image is seeded by its own pixels: its
-score is the same wherever it stands, in whatever batch.
+with S the scores of `hebmtool.use.score`, high for what is in distribution.  The sets outside are the built-in battery
+(`hebmtool.judge.battery`) or whatever is given.  The cut is chosen blind, on test images that are not compared then;
+which one would have been best is told beside it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,8 +23,6 @@ from hebmtool.noise import derive_seed
 from hebmtool.use.score import PosteriorScorer, Scorer, calibration, default_cut, in_batches
 
 BOOTSTRAPS = 200
-
-
 HISTOGRAM_BINS = 40
 
 
@@ -39,7 +31,7 @@ class Method:
     """A score, held against every set.
 
     inside: [N, cuts].  outside: set -> [M, cuts].  rows: figures of merit by (set, cut).  chosen: the cut chosen blind,
-    `by` the AUROC at every cut it was chosen by; both None where --layer gave the cut.
+    `by` the AUROC at every cut it was chosen by, None where the cut was given.
     """
 
     scorer: Scorer

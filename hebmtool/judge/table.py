@@ -5,11 +5,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hebmtool.metrics.figures import Figure
+from hebmtool.metrics.figures import Figure, by_judged
+
+__all__ = ["Table", "by_judged", "markdown", "notes", "number", "plain", "show", "table"]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
-
-
 NOTHING = "–"  # a value that is undefined; a figure that was not measured leaves its cell empty
 
 
@@ -48,14 +48,6 @@ def table(columns: Mapping[str, Sequence[Figure]], mark: Sequence[str] = ()) -> 
             goal = (min if first.better == "lower" else max)(values.values())
             best |= {(row, column) for column, value in values.items() if value == goal}
     return Table(list(columns), rows, best)
-
-
-def by_judged(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
-    """Figures grouped by what they judge, in the order of their first appearance."""
-    found: dict[str, list[Figure]] = {}
-    for figure in figures:
-        found.setdefault(figure.of, []).append(figure)
-    return found
 
 
 def number(figure: Figure | None) -> str:

@@ -8,8 +8,8 @@ from hebmtool import data
 from hebmtool.console import note
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
-from hebmtool.judge import closure as closures
 from hebmtool.judge import flow
+from hebmtool.judge.closure import Closure, closure, sizes
 from hebmtool.metrics.features import Features, load_features
 from hebmtool.prior import Prior
 from hebmtool.recipe import Recipe
@@ -34,7 +34,7 @@ class Judge:
         """Raises HebmError for too few images, or a feature network that cannot be loaded or does not fit."""
         self.images, self.test = images, test
         if not self.recipe.one_stage:
-            closures.sizes(self.recipe.evaluate.samples, images, test)
+            sizes(self.recipe.evaluate.samples, images, test)
         elif len(test) < 2:
             raise HebmError(
                 "judging needs at least 2 test images, and there is 1; give more, or raise data.test_fraction"
@@ -43,13 +43,13 @@ class Judge:
         if self.features is not None:
             self.features(test.batch([0, 1]))  # one that does not fit is better known before training than after
 
-    def closure(self, prior: Prior, run: Run) -> closures.Closure | None:
+    def closure(self, prior: Prior, run: Run) -> Closure | None:
         """The prior-hole closure of a prior trained on the run's generator; None where no feature network fits."""
         if self.features is None:
             note("no closure measured: set evaluate.features to a TorchScript network for images of this kind")
             return None
         samples = self.recipe.evaluate.samples
-        found = closures.closure(prior, self.images, self.test, self.recipe, self.features, samples)
+        found = closure(prior, self.images, self.test, self.recipe, self.features, samples)
         run.set_figure(f"closure.{prior.kind}", found.figures() | {"step": self._step(prior, run)})
         note(f"{prior.kind}: {found.sentence()}")
         return found

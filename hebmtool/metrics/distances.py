@@ -1,4 +1,4 @@
-"""How good samples are, in given features: distances, coverage of the reference, and the prior-hole closure.
+"""How good samples are, in given features: distances to a reference, and how much of it they cover.
 
     FD(A, B)  = ||m_A - m_B||^2 + tr(C_A + C_B - 2 (C_A C_B)^{1/2})                      means and covariances
     KID(A, B) = E k(a, a') + E k(b, b') - 2 E k(a, b),   k(x, y) = (x.y / D + 1)^3       unbiased (Binkowski et al.,
@@ -8,12 +8,7 @@
     density, coverage    reference balls a sample lies in, over k; share of reference balls that hold a sample (Naeem
                 et al., "Reliable Fidelity and Diversity Metrics", https://arxiv.org/abs/2002.09797)
 
-    closure = (FD_gaussian - FD_prior) / (FD_gaussian - FD_reconstruction)
-
-with one generator, sample count, feature network and reference (held-out images) for all three;
-reconstructions are of training images, from posterior samples.  0: no better than the Gaussian prior; 1: as good as
-the generator's own posterior allows.  A distance is comparable only with others in the same features; it is not FID
-unless the features are Inception's.
+A distance is comparable only with others in the same features; it is not FID unless the features are Inception's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,23 +18,13 @@ import torch
 from torch import Tensor
 
 BOOTSTRAPS = 20
-
-
 # Resampling needs a matrix square root each; beyond this many features it takes longer than sampling did.
 BOOTSTRAP_FEATURES = 256
-
-
 KID_SUBSETS, KID_SUBSET = 100, 1000
-
-
 # The papers' own: Kynkäänniemi et al. count three neighbours, Naeem et al. five.
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-
-
 # What looks at every pair of images looks at no more of each set than this.
 PAIRED_IMAGES = 10_000
-
-
 # Entries of a matrix of pairs held at a time.
 CHUNK = 2**23
 

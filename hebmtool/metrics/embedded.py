@@ -4,7 +4,7 @@ A convolutional classifier of scikit-learn's handwritten digits (1,797 images of
 hidden layer taken as features.  Images are averaged down (or enlarged) to 8x8 first.  What it measures is therefore
 digit-like shape at that resolution, and only that: for anything else give a TorchScript feature network.
 
-`python -m hebmtool.embedded` trains it again and writes the file beside this one.
+`python -m hebmtool.metrics.embedded` trains it again and writes the file beside this one.
 """
 
 from pathlib import Path
@@ -15,11 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 PATH = Path(__file__).with_name("embedded.safetensors")
-
-
 SIDE = 8
-
-
 FEATURES = 32
 
 

@@ -46,17 +46,9 @@ from hebmtool.prior import Gaussian, Prior
 from hebmtool.recipe import Recipe
 
 BATCH = 100
-
-
 CHAINS = 48
-
-
 TEMPERATURES = 30  # values of b above 0
-
-
 BURN_IN = 20  # proposals that relax the start of the reverse chains
-
-
 BOOTSTRAPS = 200
 
 

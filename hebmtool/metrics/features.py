@@ -1,4 +1,8 @@
-"""TODO."""
+"""Feature networks, phi: uint8 images [N, C, H, W] -> features [N, D], in which sets of images are compared.
+
+One is embedded, for small grey images (`hebmtool.metrics.embedded`); any other is a TorchScript file, or Inception
+(`hebmtool.metrics.inception`).
+"""
 
 import warnings
 from collections.abc import Callable

@@ -1,5 +1,6 @@
-"""What judging a run yields: one `Figure` per number, with its uncertainty."""
+"""What judging a run yields: one `Figure` per number, with its uncertainty.  Needs neither torch nor numpy."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -26,3 +27,11 @@ class Figure:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+def by_judged(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """Figures grouped by what they judge, in the order of their first appearance."""
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.of, []).append(figure)
+    return found

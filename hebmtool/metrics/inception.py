@@ -26,14 +26,8 @@ from hebmtool.metrics.distances import frechet_distance
 from hebmtool.metrics.features import Features
 
 MODES = ("clean", "legacy_pytorch")
-
-
 BATCH = 32  # clean-fid's own
-
-
 SPLITS = 10
-
-
 PATIENCE = 30  # seconds without an answer, where clean-fid would wait for ever
 
 

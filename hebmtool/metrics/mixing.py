@@ -4,7 +4,7 @@ Every gradient that a chain takes is told to a recorder that watches it; the cha
 
 * **Reverse trajectory**: at each step G = F(T(u), t) / scale, the energy of level t's conditional
 
-      E(u) = -G + ||u - r a u_{t+1}||^2 / (2 sigma^2)        (sigma = 1 where r = 0: nothing to recover from)
+      E(u) = -G + ||u - a u_{t+1}||^2 / (2 sigma^2)          (a = 0, sigma = 1 where there is nothing to recover from)
 
   and ||grad G||.  The chains run a fixed number of steps and refuse none, so these must say whether they run well.
 * **Long run**: the same trajectories with ten times the steps per level.  A chain that samples its law keeps mean G
@@ -16,7 +16,7 @@ Every gradient that a chain takes is told to a recorder that watches it; the cha
   W >= 5 max(tau(W), 1) (Sokal 1997, "Monte Carlo Methods in Statistical Mechanics").
 
 A chain may be stable, mix well and still sample another law, where its step is too long for the energy.  What its mean
-G is then short of is `hebmtool.two_sample`'s energy gap, which closes under a Metropolis test.
+G is then short of is `hebmtool.metrics.two_sample`'s energy gap, which closes under a Metropolis test.
 """
 
 import math
@@ -32,14 +32,8 @@ from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import Prior
 
 LONGER = 10
-
-
 COORDINATES = 32  # of u per layer, evenly spaced, whose autocorrelation is taken
-
-
 WINDOW = 5.0
-
-
 BOOTSTRAPS = 100
 
 

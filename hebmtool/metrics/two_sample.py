@@ -9,15 +9,15 @@ see the top-down state, and it answers once per layer, with the logit sum_{j>=i}
 down to i.  By the chain rule the best such g_i is log q(u_i | u_{>i}) / p(u_i | u_{>i}), so what an answer gains over
 the one above it is the hole in layer i given those above.  Another network sees layer i's u_i alone.
 
-A prior is tested twice: as it is sampled, and with its draws moved on by `hebmtool.chains.metropolis`, which samples exactly
-level 0's density exp(F(T(u), 0)) N(u; 0, I).  What the second test still finds is the energy's doing; what only the
-first finds is the sampler's: steps too long or too few, or levels that do not fit together.
+A prior with an energy is tested twice: as it is sampled, and with its draws moved on by `hebmtool.chains.metropolis`,
+which samples exactly level 0's density exp(F(T(u), 0)) N(u; 0, I).  What the second test still finds is the energy's
+doing; what only the first finds is the sampler's: steps too long or too few, or levels that do not fit together.
 
-A prior's own energies are features worth having: they were learned, on far more draws, on what q has and
-N(0, I) has not.  Where there are any, g_i = a_i f_i + b_i + (a fresh network), with a_i starting at 0.  A test without
-them is valid too, but finds less.  What they say of the two laws is a figure of its own, the energy gap
-E_q[f_i] - E_p[f_i]: maximum likelihood ends where it is 0; above 0, the prior's draws are less likely under its own
-energies than they should be.
+What a prior has learned, f_i = log p(u_i | u_{>i}) / p_0 or its energies, is a feature worth having: it was learned, on
+far more draws, on what q has and N(0, I) has not.  Where there is any, g_i = a_i f_i + b_i + (a fresh network), with
+a_i starting at 0.  A test without them is valid too, but finds less.  What energies say of the two laws is a figure of
+its own, the energy gap E_q[f_i] - E_p[f_i]: maximum likelihood ends where it is 0; above 0, the prior's draws are less
+likely under its own energies than they should be.
 """
 
 import math
@@ -39,31 +39,15 @@ from hebmtool.prior import Gaussian, Prior
 from hebmtool.prior.energy import Energy
 
 BATCH = 100
-
-
 LEAST = 20  # draws of each law
-
-
 EPOCHS, LR_KNOWN, WEIGHT_DECAY = 4, 0.1, 0.1
-
-
 # Fresh networks learn more where nothing is known: there they would find next to nothing otherwise, and with known
 # features they would only overfit.
 LR, LEAST_UPDATES = 5e-4, 40
-
-
 LR_FRESH, LEAST_FRESH = 2e-3, 80
-
-
 NETWORK = recipes.Energy(reads="z+state", width=16, blocks=1, readout="strided", spectral_norm=False)
-
-
 PROPOSALS = 10  # of Metropolis moves from a prior's draws
-
-
 BOOTSTRAPS = 20
-
-
 MOMENTS = ("mean", "std", "skewness", "kurtosis", "correlation")
 
 
@@ -300,13 +284,14 @@ def figures(prior: Prior, q: Tensor, about: str, seed: int = 0, steps: int | Non
         return found
     stages = prior_draws(prior, n, seed, steps)
     found += _figures(generator, _against(prior, q, stages[-1], 0, seed), prior.kind, about, n, seed)
-    exact = adjusted(prior, stages[-1], seed) if prior.T else None  # without a chain draws are exact already
-    found += _gap(prior, q, stages[-1], prior.kind)
-    if exact is not None:
-        u, how = exact
-        of = f"{prior.kind} (adjusted)"
-        found += _figures(generator, _against(prior, q, u, 0, seed), of, f"{about}; {how}", n, seed)
-        found += _gap(prior, q, u, of)
+    if prior.T:  # without an energy draws are exact already
+        found += _gap(prior, q, stages[-1], prior.kind)
+        exact = adjusted(prior, stages[-1], seed)
+        if exact is not None:
+            u, how = exact
+            of = f"{prior.kind} (adjusted)"
+            found += _figures(generator, _against(prior, q, u, 0, seed), of, f"{about}; {how}", n, seed)
+            found += _gap(prior, q, u, of)
     if prior.T > 1:
         noise = Noise(derive_seed(seed, "diffuse"), range(n), generator.D, q.device)
         for t, (u_t, drawn) in enumerate(zip(prior.stages(q, noise)[::-1], stages[::-1], strict=True)):

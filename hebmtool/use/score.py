@@ -26,7 +26,7 @@ from torch import Tensor
 from hebmtool import data, picture
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.generator import Posterior
-from hebmtool.metrics.detection import figures_of_merit
+from hebmtool.metrics.detection import auroc
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import Prior
 from hebmtool.recipe import Recipe
@@ -238,7 +238,7 @@ def blind_cut(scorer: Scorer, held_out: Tensor) -> tuple[int, list[float]]:
         noise = Noise(seed, indices.tolist(), generator.D, generator.device)
         drawn.append(picture.to_uint8(generator.images(generator.whitened(noise()))))
     inside, outside = in_batches(scorer, held_out), in_batches(scorer, torch.cat(drawn))
-    found = [figures_of_merit(a, b)["auroc"] for a, b in zip(inside.T, outside.T, strict=True)]
+    found = [auroc(a, b) for a, b in zip(inside.T, outside.T, strict=True)]
     return scorer.cuts[int(np.argmax(found))], found
 
 

@@ -1,0 +1,125 @@
+"""A feature space with the reference images in it, and the figures of sets of images seen there.
+
+FD, KID, precision, recall, density, coverage (`hebmtool.metrics.distances`) and, against test images, the prior-hole
+closure (`hebmtool.judge.closure`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hebmtool import data
+from hebmtool.errors import HebmError
+from hebmtool.judge.closure import Closure, closed
+from hebmtool.judge.sources import Source
+from hebmtool.metrics import cache, distances, inception
+from hebmtool.metrics.features import Features, load_features
+from hebmtool.metrics.figures import Figure
+
+
+@dataclass
+class Space:
+    """A feature network with the reference seen by it; `suffix` tells its figures from another's.
+
+    n: images judged.  Neighbourhoods depend on how many images there are, so as many of the reference are taken, at
+    random but always the same.
+    """
+
+    features: Features
+    reference: np.ndarray
+    n: int
+    suffix: str = ""
+    fd: str = "FD"
+
+    def __post_init__(self) -> None:
+        m = min(self.n, len(self.reference), distances.PAIRED_IMAGES)
+        self.near = self.reference[np.random.default_rng(0).permutation(len(self.reference))[:m]]
+        self.radii = distances.neighbour_radii(self.near, self.features.device)
+
+
+def load_spaces(
+    path: str | None, modes: Sequence[str], reference: data.Images, digest: str, n: int, device: torch.device
+) -> list[Space]:
+    """The feature networks asked for, with the reference images in them.
+
+    Arguments:
+        path: a TorchScript file, None for the embedded network where that fits.
+        modes: of clean-fid's Inception.
+        digest: `cache.images_digest(reference)`.
+        n: images judged.
+
+    Raises:
+        HebmError: no network fits these images, or one cannot be loaded.
+    """
+    own = load_features(path, reference.shape, device)
+    if own is None and not modes:
+        raise HebmError(
+            "the embedded feature network is for grey images of at most 32x32; "
+            "give a TorchScript one for these images, or name a mode of FID for Inception"
+        )
+    networks: list[tuple[Features, dict]] = [] if own is None else [(own, {})]
+    networks += [(inception.load(mode, device), {"suffix": f" ({mode})", "fd": "FID"}) for mode in dict.fromkeys(modes)]
+    spaces = []
+    for network, names in networks:
+        network(reference.batch([0, 1]))  # one that does not fit is better known at once
+        spaces.append(Space(network, cache.features(reference, digest, network), n, **names))
+    return spaces
+
+
+def distance_figures(
+    seen: dict[str, np.ndarray], trained: Sequence[Source], space: Space, split: str, errors: bool
+) -> list[Figure]:
+    """FD, closure and KID of every set.
+
+    Arguments:
+        seen: features of each set, [n, D].
+        trained: the sources of which a closure is wanted.
+        split: what the reference is; the closure is defined for "test".
+        errors: whether to find the uncertainty of FD and closure by bootstrap.
+    """
+    n, m, name = space.n, len(space.reference), space.features.name
+    against = f"{n} images against {m} {split} images, features {name}"
+    fd = {of: distances.frechet_distance(found, space.reference) for of, found in seen.items()}
+    spread: dict[str, float] = {}
+    closures = []
+    for names in [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]:
+        drawn = distances.bootstrap_distances([seen[of] for of in names], space.reference) if errors else None
+        if drawn is not None:
+            spread |= dict(zip(names, drawn.std(0, ddof=1).tolist(), strict=True))
+        if trained and split == "test":
+            closures.append(closed(names[1], [fd[of] for of in names], drawn, n, m, name))
+    figures = [
+        Figure(f"{space.fd}{space.suffix}", value, spread.get(of), of, "lower", note=against)
+        for of, value in fd.items()
+    ]
+    figures += [_closure_figure(found, space, against) for found in closures]
+    for of, found in seen.items():
+        value, error, deviation = distances.kernel_distance(found, space.reference)
+        size = distances.kernel_subset(found, space.reference)
+        what = f"mean of {distances.KID_SUBSETS} subsets of {size}, {against}"
+        figures.append(Figure(f"KID{space.suffix}", value, error, of, "lower", note=what))
+        what = f"standard deviation of the KID of subsets of {size}"
+        figures.append(Figure(f"KID spread{space.suffix}", deviation, None, of, note=what))
+    return figures
+
+
+def _closure_figure(found: Closure, space: Space, against: str) -> Figure:
+    what = f"prior-hole closure, ({space.fd} of Gaussian - of prior) / (of Gaussian - of reconstructions), {against}"
+    if found.closure is None:
+        what = f"undefined: reconstructions are no nearer to the reference than Gaussian samples, {against}"
+    return Figure(f"closure{space.suffix}", found.closure, found.error, found.kind, "higher", note=what)
+
+
+def neighbourhood_figures(name: str, found: np.ndarray, space: Space) -> list[Figure]:
+    """Precision, recall, density and coverage of one set, features [n, D]."""
+    m = len(space.near)
+    terms = distances.neighbourhoods(found[:m], space.near, space.radii, space.features.device)
+    figures = []
+    for figure, term in terms.items():
+        k = distances.PRECISION_NEIGHBOURS if figure in ("precision", "recall") else distances.DENSITY_NEIGHBOURS
+        error = float(term.std(ddof=1)) / len(term) ** 0.5
+        what = f"k = {k}, {m} images of each, features {space.features.name}"
+        figures.append(Figure(f"{figure}{space.suffix}", float(term.mean()), error, name, "higher", note=what))
+    return figures
