@@ -8,7 +8,7 @@ Gaussian prior or of a flow has no chain.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from hebmtool import data, picture
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.judge.sources import drawn_by, given
+from hebmtool.judge.table import diagnosed
 from hebmtool.metrics import evidence, mixing, two_sample
 from hebmtool.metrics.figures import Figure
 from hebmtool.noise import derive_seed
@@ -25,6 +26,7 @@ from hebmtool.prior import Prior
 from hebmtool.recipe import Recipe
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
+from hebmtool.table import for_stdout, number_notes
 from hebmtool.use.infer import posterior_draws
 
 PARTS = ("likelihood", "two-sample", "chains")
@@ -135,37 +137,11 @@ def _plain(figure: Figure) -> Figure:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures of whole models a line each, with the number of their note; those of layers as tables, a row per
-    layer, top first; then the notes."""
-    single = [figure for figure in figures if figure.layer is None]
-    notes = list(dict.fromkeys(f.note for f in figures if f.note))
-    lines = list(_columns([[f.of, f.name, _cell(f), _mark(f, notes)] for f in single]))
-    for of in dict.fromkeys(f.of for f in figures if f.layer is not None):
-        its = [f for f in figures if f.of == of and f.layer is not None]
-        names = list(dict.fromkeys(f.name for f in its))
-        cells = {(f.layer, f.name): _cell(f) for f in its}
-        marks = {f.name: _mark(f, notes) for f in its if f.note}
-        rows = [[of, *(f"{name} {marks.get(name, '')}".strip() for name in names)]]
-        for layer in sorted({f.layer for f in its}, reverse=True):
-            rows.append([f"layer {layer}", *(cells.get((layer, name), "") for name in names)])
-        lines += ["", *_columns(rows)]
-    return "\n".join(lines + [""] * bool(notes) + [f"[{i}] {text}" for i, text in enumerate(notes, 1)])
-
-
-def _mark(figure: Figure, notes: Sequence[str]) -> str:
-    return f"[{notes.index(figure.note) + 1}]" if figure.note else ""
-
-
-def _cell(figure: Figure) -> str:
-    if figure.value is None:
-        return "undefined"
-    return f"{figure.value:.3f}" if figure.error is None else f"{figure.value:.3f} ± {figure.error:.3f}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))] if rows else []
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    """The figures of whole models a line each, those of layers as tables, for stdout; then the notes of all, numbered
+    in the order in which they are come to."""
+    tables = diagnosed(figures)
+    notes = [f"[{i}] {text}" for i, text in enumerate(number_notes(*tables), 1)]
+    return "\n\n".join([*map(for_stdout, tables), *["\n".join(notes)] * bool(notes)])
 
 
 # Picture --------------------------------------------------------------------------------------------------------------

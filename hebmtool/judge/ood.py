@@ -20,10 +20,12 @@ from hebmtool.errors import HebmError
 from hebmtool.judge.battery import battery
 from hebmtool.metrics.detection import figures_of_merit
 from hebmtool.noise import derive_seed
+from hebmtool.table import Table, for_stdout
 from hebmtool.use.score import PosteriorScorer, Scorer, calibration, default_cut, in_batches
 
 BOOTSTRAPS = 200
 HISTOGRAM_BINS = 40
+FIGURES = ("auroc", "auprc", "fpr95")
 
 
 @dataclass
@@ -144,21 +146,18 @@ def _scored(scorers: Sequence[Scorer], images: Tensor) -> Iterator[np.ndarray]:
 
 
 def table(methods: Sequence[Method]) -> str:
-    """Every figure with its interval, a line per score, set and cut; the cut chosen is starred."""
+    """Every figure with its interval, a line per score, set and cut, for stdout; the cut chosen is starred."""
 
     def cell(row: dict, key: str) -> str:
         low, high = row[f"{key}_interval"]
         return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
 
-    names = {name for method in methods for name in method.outside}
-    width, left = max(map(len, names)), max(len(method.scorer.name) for method in methods)
-    lines = [f"{'score':{left}}  {'set':{width}}  cut   {'AUROC':20}  {'AUPRC':20}  FPR at 95% TPR"]
-    for method in methods:
-        for (name, k), row in method.rows.items():
-            star = "*" if k == method.chosen else " "
-            cells = "  ".join(cell(row, key) for key in ("auroc", "auprc", "fpr95"))
-            lines.append(f"{method.scorer.name:{left}}  {name:{width}}  {k:3}{star}  {cells}")
-    return "\n".join(lines)
+    rows = [
+        [method.scorer.name, name, f"{k}{'*' if k == method.chosen else ' '}", *(cell(row, key) for key in FIGURES)]
+        for method in methods
+        for (name, k), row in method.rows.items()
+    ]
+    return for_stdout(Table(["score", "set", "cut ", "AUROC", "AUPRC", "FPR at 95% TPR"], rows, "<<>"))
 
 
 def plot_auroc(axis, method: Method) -> None:

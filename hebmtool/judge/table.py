@@ -1,59 +1,18 @@
-"""Figures as a table: a row per figure, a column per what was judged; for a terminal, for a pipe, for Markdown."""
+"""Figures as tables (`hebmtool.table`): a row per figure and a column per what was judged, or a row per layer."""
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from hebmtool.metrics.figures import Figure, by_judged
+from hebmtool.table import Cell, Table, markdown, show
 
-__all__ = ["Table", "by_judged", "markdown", "notes", "number", "plain", "show", "table"]
+__all__ = ["arranged", "beside", "by_judged", "diagnosed", "markdown", "number", "show", "table"]
 
-ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 NOTHING = "–"  # a value that is undefined; a figure that was not measured leaves its cell empty
 
 
-@dataclass
-class Table:
-    """rows: a label, then per column the figure or None.  best: cells (row, column) to be marked."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[Figure | None]]]
-    best: set[tuple[int, int]]
-
-
-def table(columns: Mapping[str, Sequence[Figure]], mark: Sequence[str] = ()) -> Table:
-    """Figures side by side, rows in the order the columns have them; the best of the columns in `mark` is marked where
-    a figure says which way is better."""
-    labels, seen = [], {}
-    for figures in columns.values():
-        place = 0
-        for figure in figures:
-            key = (figure.name, figure.layer)
-            if key not in seen:
-                seen[key] = figure
-                labels.insert(place, key)
-            place = labels.index(key) + 1
-    rows, best = [], set()
-    for row, (name, layer) in enumerate(labels):
-        first = seen[name, layer]
-        cells = [next((f for f in figures if (f.name, f.layer) == (name, layer)), None) for figures in columns.values()]
-        rows.append((name + (f", layer {layer}" if layer is not None else "") + ARROWS[first.better], cells))
-        values = {
-            column: cell.value
-            for column, (title, cell) in enumerate(zip(columns, cells, strict=True))
-            if title in mark and cell is not None and cell.value is not None
-        }
-        if first.better is not None and len(set(values.values())) > 1:
-            goal = (min if first.better == "lower" else max)(values.values())
-            best |= {(row, column) for column, value in values.items() if value == goal}
-    return Table(list(columns), rows, best)
-
-
-def number(figure: Figure | None) -> str:
+def number(figure: Figure) -> str:
     """The value to two digits of its uncertainty, or to four digits."""
-    if figure is None:
-        return ""
     if figure.value is None:
         return NOTHING
     if not figure.error:
@@ -64,62 +23,67 @@ def number(figure: Figure | None) -> str:
     return f"{figure.value:.{places}f} ± {figure.error:.{places}f}"
 
 
-def notes(found: Table) -> list[str]:
-    """The figures' notes, each once, after the rows it is about, and the columns unless it is all of them."""
-    about: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for label, cells in found.rows:
-        of: dict[str, list[str]] = {}
-        for column, cell in zip(found.columns, cells, strict=True):
-            if cell is not None:
-                of.setdefault(cell.note, []).append(column)
-        for text, columns in of.items():
-            if text:
-                about.setdefault((text, tuple(columns) if len(of) > 1 else ()), []).append(label.rstrip(" ↓↑"))
-    return [
-        f"{', '.join(labels)}{' of ' * bool(columns)}{', '.join(columns)}: {text}"
-        for (text, columns), labels in about.items()
-    ]
+def arranged(
+    rows: Sequence[Cell],
+    columns: Mapping[str, Mapping[str, Figure]],
+    show: Callable[[Figure], str] = number,
+    candidates: Collection[str] = (),
+    corner: str = "",
+) -> Table:
+    """Each column's figures by the heading of their row, in the order of the rows.  Where a heading says which way is
+    better, the best of the candidates, which are columns, is marked."""
+    lines = []
+    for heading in rows:
+        found = {name: figures.get(heading.text) for name, figures in columns.items()}
+        values = {found[name].value for name in candidates if found.get(name) is not None} - {None}
+        choose = {"lower": min, "higher": max}.get(heading.better)
+        goal = choose(values) if choose and len(values) > 1 else None
+        cells = [
+            Cell() if f is None else Cell(show(f), f.note, goal is not None and name in candidates and f.value == goal)
+            for name, f in found.items()
+        ]
+        lines.append([heading, *cells])
+    return Table([corner, *columns], lines)
 
 
-def _cells(found: Table, star: str) -> list[list[str]]:
-    return [
-        [label, *(star.format(number(cell)) if (i, j) in found.best else number(cell) for j, cell in enumerate(cells))]
-        for i, (label, cells) in enumerate(found.rows)
-    ]
+def beside(columns: Mapping[str, Sequence[Figure]], candidates: Collection[str] = ()) -> Table:
+    """Figures of several columns side by side, rows in the order the columns have them."""
+
+    def name(figure: Figure) -> str:
+        return figure.name + (f", layer {figure.layer}" if figure.layer is not None else "")
+
+    rows: list[Cell] = []
+    for figures in columns.values():
+        place = 0
+        for figure in figures:
+            names = [row.text for row in rows]
+            if name(figure) not in names:
+                rows.insert(place, Cell(name(figure), better=figure.better))
+                place += 1
+            else:
+                place = names.index(name(figure)) + 1
+    # Reversed, for of figures of one name in one column the first counts.
+    found = {column: {name(figure): figure for figure in reversed(figures)} for column, figures in columns.items()}
+    return arranged(rows, found, candidates=candidates)
 
 
-def plain(found: Table) -> str:
-    """Aligned columns; the best cell is starred."""
-    lines = [["", *found.columns], *_cells(found, "{} *")]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+table = beside
 
 
-def markdown(found: Table, lines: Sequence[str] = ()) -> str:
-    """A table to paste, the best cell bold, then its notes and these lines as a list."""
+def diagnosed(figures: Sequence[Figure]) -> list[Table]:
+    """Figures of whole models a line each; then, of each model, those of layers, a row per layer, top first."""
 
-    def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    def decimals(figure: Figure) -> str:
+        if figure.value is None:
+            return "undefined"
+        return f"{figure.value:.3f}" if figure.error is None else f"{figure.value:.3f} ± {figure.error:.3f}"
 
-    head = [row(["", *found.columns]), row(["---", *["---:"] * len(found.columns)])]
-    body = [row(cells) for cells in _cells(found, "**{}**")]
-    return "\n".join([*head, *body, "", *(f"- {line}" for line in [*notes(found), *lines])])
-
-
-def show(found: Table, lines: Sequence[str] = ()) -> None:
-    """Print the table, its notes and these lines on stdout: rich on a terminal, plain otherwise."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table as Rich
-        from rich.text import Text
-
-        drawn = Rich("", *found.columns)
-        for cells in _cells(found, "{} *"):
-            drawn.add_row(*(Text(cell, style="bold" if cell.endswith("*") else "") for cell in cells))
-        Console(highlight=False).print(drawn)
-    else:
-        print(plain(found) + "\n")
-    for line in [*notes(found), *lines]:
-        print(line)
+    single = [[f.of, f.name, Cell(decimals(f), f.note)] for f in figures if f.layer is None]
+    tables = [Table([], single)] if single else []
+    for of, its in by_judged([f for f in figures if f.layer is not None]).items():
+        columns: dict[str, dict[str, Figure]] = {}
+        for figure in its:
+            columns.setdefault(figure.name, {})[f"layer {figure.layer}"] = figure
+        rows = [Cell(f"layer {layer}") for layer in sorted({f.layer for f in its}, reverse=True)]
+        tables.append(arranged(rows, columns, decimals, corner=of))
+    return tables
