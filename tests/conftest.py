@@ -7,7 +7,7 @@ import torch
 
 from hebmtool import recipe
 from hebmtool.cli import main
-from hebmtool.generator.tower import Generator
+from hebmtool.generator import Tower
 
 TINY = {
     "scales": 2,
@@ -58,16 +58,16 @@ def hebm(monkeypatch, capsys):
 def make_generator():
     """Tiny frozen generators of 8x8 images with random weights; keys override those of the recipe's part."""
 
-    def make(shape=(1, 8, 8), *, seed: int = 0, **keys) -> Generator:
+    def make(shape=(1, 8, 8), *, seed: int = 0, **keys) -> Tower:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Generator(recipe.Generator(**TINY | keys), shape).frozen()
+            return Tower(recipe.Generator(**TINY | keys), shape).frozen()
 
     return make
 
 
 @pytest.fixture
-def generator(make_generator) -> Generator:
+def generator(make_generator) -> Tower:
     """Two layers: 2 channels on 2x2 above 2 channels on 4x4, D = 40."""
     return make_generator()
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from toys import toy_prior
 
-from hebmtool import data, recipe
+from hebmtool import recipe
 from hebmtool.errors import HebmError
 from hebmtool.metrics import two_sample
-from hebmtool.prior.ebm import DiffusionEBM
-from hebmtool.prior.kinds import make_prior
+from hebmtool.noise import Noise
+from hebmtool.prior import JointEBM, make_prior
 
 N = 600
 
@@ -125,26 +126,21 @@ def test_what_chance_gives_is_what_independent_normals_give(generator):
 
 
 @pytest.fixture
-def images():
-    x = torch.randint(0, 256, (90, 1, 8, 8), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-
-    def split(first, last):
-        return data.Images(last - first, (1, 8, 8), lambda indices: x[first:last][indices])
-
-    return split(0, 60), split(60, 90)
+def short(monkeypatch):
+    """Few updates: what is found does not matter, only what is told."""
+    for least in ("LEAST_UPDATES", "LEAST_FRESH"):
+        monkeypatch.setattr(two_sample, least, 4)
 
 
-def test_figures_of_a_diffusion_prior(generator, images, monkeypatch):
-    monkeypatch.setattr(two_sample, "LEAST_UPDATES", 4)
-    settings = recipe.Recipe(generator=recipe.Generator(likelihood="bernoulli"))
+def test_figures_of_a_diffusion_prior(generator, short):
     config = recipe.Prior(kind="diffusion-ebm", levels=3, steps=2, chain="underdamped")
     prior = make_prior(generator, config).requires_grad_(False)
-    assert isinstance(prior, DiffusionEBM)
-    found = two_sample.figures(prior, *images, settings, samples=80)
+    q = 0.5 * torch.randn(80, generator.D)
+    found = two_sample.figures(prior, q, "thirty images")
     # F = 0 throughout: the prior is Gaussian, so both must be told from the posterior alike, and no energy has a gap.
     tests = {f.of: f for f in found if f.name == "two-sample accuracy"}
     assert list(tests) == ["gaussian", "diffusion-ebm", "diffusion-ebm (adjusted)"]
-    assert "30 test images and 50 training images" in tests["gaussian"].note
+    assert "80 posterior draws (thirty images)" in tests["gaussian"].note
     assert all(f.value == f.error == 0 for f in found if f.name == "energy gap")
     assert {f.name for f in found if "level" in f.name} == {f"two-sample accuracy, level {t}" for t in (1, 2)}
     for of in tests:
@@ -153,22 +149,37 @@ def test_figures_of_a_diffusion_prior(generator, images, monkeypatch):
             assert {(name, 1), (name, 2)} <= layers
     assert {f.of for f in found if f.name.endswith("correlation")} == {"generator", "diffusion-ebm"}
     assert all(math.isfinite(f.value) for f in found)
-    again = two_sample.figures(prior, *images, settings, samples=80)
-    assert found == again
+    assert found == two_sample.figures(prior, q, "thirty images")
 
 
-def test_posterior_draws_come_from_the_first_split_first(generator, images):
-    train, test = images
-    settings = recipe.Recipe(generator=recipe.Generator(likelihood="bernoulli"))
-    few, more = (two_sample.posterior_draws(generator, (test, train), settings, n, 0) for n in (30, 45))
-    assert torch.equal(few, more[:30])
-    assert len(more) == 45
+def test_a_flow_is_tested_on_its_one_layer_and_once_for_its_draws_are_exact(generator, short):
+    prior = toy_prior(generator, "flow", weight=0.3).requires_grad_(False)
+    found = two_sample.figures(prior, torch.randn(60, prior.generator.D), "sixty images")
+    assert [f.of for f in found if f.name == "two-sample accuracy"] == ["gaussian", "flow"]
+    assert {f.layer for f in found} == {None, 1}
+    assert not any(word in f.name for f in found for word in ("gap", "level"))
+    assert {f.of for f in found if f.name.endswith("correlation")} == {"generator", "flow"}
 
 
-def test_adjusted_draws_follow_the_density_the_chain_missed(generator, monkeypatch):
-    """F quadratic, and draws that have nothing to do with it."""
-    prior = make_prior(generator, recipe.Prior(kind="ebm", chain="underdamped")).requires_grad_(False)
-    monkeypatch.setattr(prior, "F", lambda u, t=None: 0.5 * u.sum(1) - 0.25 * u.square().sum(1))
+def test_what_a_flow_has_learned_is_known_to_its_test(generator):
+    """Draws of the flow against N(0, I): no answer is better than that by its log ratio."""
+    prior = toy_prior(generator, "flow", weight=0.5).requires_grad_(False)
+    q, p = prior.sample(Noise(0, range(N), prior.generator.D)), torch.randn(N, prior.generator.D)
+    ratios = prior.log_ratio(q), prior.log_ratio(p)
+    best = 0.5 * ((ratios[0] > 0).double().mean() + (ratios[1] < 0).double().mean())
+    found = two_sample.test(prior.generator, q, p, ratios)
+    assert best > 0.6 and found.accuracy[0, 0].item() == pytest.approx(best.item(), abs=4 * found.error[0, 0].item())
+
+
+class Known(JointEBM):
+    """F quadratic: p(u) is N(1/3, 2/3) in every coordinate."""
+
+    def F(self, u, t=None, walk=None):
+        return 0.5 * u.sum(1) - 0.25 * u.square().sum(1)
+
+
+def test_adjusted_draws_follow_the_density_the_chain_missed(generator):
+    prior = Known(generator, recipe.Prior(kind="ebm", chain="underdamped")).requires_grad_(False)
     u, how = two_sample.adjusted(prior, torch.randn(400, generator.D), 0)
     assert u.mean().item() == pytest.approx(1 / 3, abs=5 / math.sqrt(1.5 * u.numel()))
     assert u.var().item() == pytest.approx(1 / 1.5, rel=5 * math.sqrt(2 / u.numel()))

@@ -1,0 +1,91 @@
+"""Feature networks: from TorchScript, embedded, and what is said of those that do not fit."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hebmtool.errors import HebmError
+from hebmtool.metrics import embedded
+from hebmtool.metrics import features as networks
+from hebmtool.metrics.features import Features, load_features
+
+CPU = torch.device("cpu")
+
+
+class Pooled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x.float(), torch.ones(2, 3, 1, 1)).mean((2, 3))
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "pooled.pt"
+    torch.jit.script(Pooled()).save(str(path))
+    return str(path)
+
+
+def test_features_from_torchscript(script, monkeypatch):
+    monkeypatch.setattr(networks, "BATCH", 4)
+    features = load_features(script, (3, 8, 8), CPU)
+    images = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
+    found = features(images)
+    assert features.name == "pooled.pt" and found.dtype == np.float64
+    assert np.allclose(found, images.double().sum(1).mean((1, 2))[:, None].expand(-1, 2).numpy(), rtol=1e-5)
+
+
+def test_missing_features(tmp_path):
+    with pytest.raises(HebmError, match=r"no feature network at .*absent\.pt.*TorchScript"):
+        load_features(str(tmp_path / "absent.pt"), (1, 8, 8), CPU)
+    with pytest.raises(HebmError, match="no feature network at"):
+        load_features(str(tmp_path), (1, 8, 8), CPU)
+
+
+@pytest.mark.parametrize("content", ["text", "state dict", "empty"])
+def test_features_that_are_no_torchscript(tmp_path, content):
+    path = tmp_path / "other.pt"
+    if content == "state dict":
+        torch.save(nn.Linear(2, 2).state_dict(), path)
+    else:
+        path.write_text("not a network" if content == "text" else "")
+    with pytest.raises(HebmError, match=r"other\.pt is not a TorchScript network"):
+        load_features(str(path), (1, 8, 8), CPU)
+
+
+def test_features_of_other_images(script):
+    with pytest.raises(HebmError, match=r"pooled\.pt does not accept images of shape \[1, 8, 8\]"):
+        load_features(script, (1, 8, 8), CPU)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (lambda x: x.float(), r"gives shape \[4, 1, 8, 8\]"),
+        (lambda x: torch.full((len(x), 2), torch.nan), "not finite"),
+        (lambda x: (x, x), "does not accept"),
+    ],
+)
+def test_features_of_the_wrong_kind(network, words):
+    with pytest.raises(HebmError, match=words):
+        Features(network, "odd", CPU)(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_embedded_features_are_for_small_grey_images_only():
+    assert load_features(None, (1, 28, 28), CPU).name == "embedded"
+    assert load_features(None, (3, 32, 32), CPU) is None
+    assert load_features(None, (1, 64, 64), CPU) is None
+
+
+def test_embedded_network_knows_its_digits():
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    images = torch.from_numpy(digits.images).float().mul(255 / 16).round().to(torch.uint8)[:, None]
+    network = embedded.load()
+    with torch.no_grad():
+        found = network(images)
+        accuracy = (network.classes(found).argmax(1).numpy() == digits.target).mean()
+        assert found.shape == (len(images), embedded.FEATURES) and accuracy > 0.95
+        assert torch.equal(embedded.load()(images), found)
+        # An enlarged image has the features of the original.
+        assert torch.allclose(
+            network(images[:50].repeat_interleave(3, 2).repeat_interleave(3, 3)), found[:50], atol=1e-3
+        )
