@@ -1,40 +1,44 @@
 """What a run is: its recipe, its layers, its priors, and the figures it reached."""
 
-import torch
-
 from hebmtool.generator import Tower
 from hebmtool.prior import KINDS
+from hebmtool.recipe import Recipe
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.run.open import load_prior
+from hebmtool.table import Table, for_stdout
 
-# A layer below this carries nothing: the hierarchy is dead there.
 DEAD_NATS = 0.5
+"""A layer below this carries nothing: the hierarchy is dead there."""
 
 
 def describe(run: Run) -> dict:
-    """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1)."""
-    if run.one_stage:
-        return describe_flow(run)
-    run.require_generator()
-    header = checkpoint.header(run.generator_path)
-    recipe = checkpoint.recipe(run.generator_path, header)
-    shape = header.extra["image_shape"]
+    """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1).
+
+    A run of one stage has the keys "missing", "sigma", "flow" and "langevin" where others have "likelihood",
+    "generator_step", "elbo" and "bits_per_dim"; it has no layers, and one prior.
+
+    Raises:
+        HebmError: it has no generator, or a file is unusable.
+    """
+    path = run.prior_path(run.priors()[-1]) if run.one_stage else run.require_generator()
+    header = checkpoint.header(path)
+    recipe = checkpoint.recipe(path, header)
+    about = _one_stage(run, recipe, header) if run.one_stage else _two_stages(run, recipe, header)
+    found = {"run": str(run.path), "recipe": recipe.name, "data": recipe.data.source}
+    return found | about | {"package_version": header.package_version}
+
+
+def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
+    shape, figures = header.extra["image_shape"], run.figures()
     generator = Tower(recipe.generator, shape, recipe.data.bits)
-    figures = run.figures()
     found = figures.get("generator") if isinstance(figures.get("generator"), dict) else {}
     kl = found.get("kl")
     if not isinstance(kl, list) or len(kl) != generator.L:
         kl = [None] * generator.L
-    layers = [
-        {
-            "layer": generator.layer_number(l),
-            "resolution": list(hw),
-            "channels": z,
-            "kl": kl[generator.layer_number(l) - 1],
-        }
-        for l, (z, *hw) in enumerate(generator.latent_shapes)
-    ]
+    layers = []
+    for l, (channels, *resolution) in enumerate(generator.latent_shapes):
+        layer = generator.layer_number(l)
+        layers.append({"layer": layer, "resolution": resolution, "channels": channels, "kl": kl[layer - 1]})
     priors = []
     for kind in run.priors():
         entry = {"kind": kind, "closure": figures.get("closure", {}).get(kind)}
@@ -42,9 +46,6 @@ def describe(run: Run) -> dict:
             entry["step"] = checkpoint.header(run.prior_path(kind)).step
         priors.append(entry)
     return {
-        "run": str(run.path),
-        "recipe": recipe.name,
-        "data": recipe.data.source,
         "image_shape": list(shape),
         "likelihood": recipe.generator.likelihood,
         "generator_step": header.step,
@@ -54,53 +55,85 @@ def describe(run: Run) -> dict:
         "bits_per_dim": found.get("bits_per_dim"),
         "layers": layers,
         "priors": priors,
-        "package_version": header.package_version,
     }
 
 
-def describe_flow(run: Run) -> dict:
-    """`describe` for a flow run, which has no layers and one prior."""
-    [kind] = run.priors()
-    model = load_prior(run, kind, torch.device("cpu"))
-    header = checkpoint.header(run.prior_path(kind))
-    recipe, config = checkpoint.recipe(run.prior_path(kind), header), model.config
+def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
+    *_, kind = run.priors()
+    prior, config = KINDS[kind].from_recipe(recipe, header.extra["image_shape"]), recipe.flow
+    own, whole = (sum(p.numel() for p in part.parameters()) for part in (prior.generator, prior))
     return {
-        "run": str(run.path),
-        "recipe": recipe.name,
-        "data": recipe.data.source,
         "missing": recipe.data.missing,
-        "image_shape": list(model.g.image_shape),
-        "parameters": sum(p.numel() for p in model.g.parameters()),
-        "latent_dimensions": config.latent,
+        "image_shape": list(prior.generator.image_shape),
+        "parameters": own,
+        "latent_dimensions": prior.generator.D,
         "sigma": config.sigma,
-        "flow": {
-            "transforms": config.transforms,
-            "coupling": config.coupling,
-            "parameters": sum(p.numel() for p in model.couplings.parameters()),
-        },
+        "flow": {"transforms": config.transforms, "coupling": config.coupling, "parameters": whole - own},
         "langevin": {key: getattr(config, key) for key in ("steps", "test_steps", "step_size", "start", "persistent")},
         "layers": [],
         "priors": [{"kind": kind, "step": header.step, "figures": run.figures().get(kind)}],
-        "package_version": header.package_version,
     }
 
 
-def render_flow(found: dict) -> str:
-    (channels, height, width), flow, run = found["image_shape"], found["flow"], found["langevin"]
-    prior, chain = found["priors"][0], "persistent chains" if run["persistent"] else f"from the {run['start']}"
+# In words -------------------------------------------------------------------------------------------------------------
+
+
+def render(found: dict) -> str:
+    """`describe`'s result as text for stdout."""
+    channels, height, width = found["image_shape"]
+    missing = "" if found.get("missing") is None else f", pixels missing: {found['missing']}"
+    opening = f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}{missing}"
+    return "\n".join([opening, *(_two_stages_in_words(found) if found["layers"] else _one_stage_in_words(found))])
+
+
+def _two_stages_in_words(found: dict) -> list[str]:
+    bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
+    generator = (
+        f"generator: {found['parameters'] / 1e6:.2f} M parameters, {found['latent_dimensions']} latent dimensions, "
+        f"{found['likelihood']} likelihood, {found['generator_step']} updates{bound}"
+    )
+    return [generator, "", for_stdout(_layers(found)), "", *map(_prior_in_words, found["priors"])]
+
+
+def _layers(found: dict) -> Table:
+    """A row per layer, its KL as a bar too."""
+    rows, largest = [], max((layer["kl"] or 0.0 for layer in found["layers"]), default=0.0) or 1.0
+    for layer in found["layers"]:
+        kl, size = layer["kl"], "x".join(map(str, layer["resolution"]))
+        dead = "  (dead: below 0.5)" if kl is not None and kl < DEAD_NATS else ""
+        bar = "" if kl is None else "#" * round(20 * kl / largest) + dead
+        rows.append([str(layer["layer"]), size, str(layer["channels"]), "" if kl is None else f"{kl:.2f}", bar])
+    return Table(["layer", "resolution", "channels", "KL (nats)", ""], rows, align=">>>>")
+
+
+def _prior_in_words(prior: dict) -> str:
+    text, closure = f"prior {prior['kind']}", prior["closure"]
+    if "step" in prior:
+        text += f": {prior['step']} updates"
+    if closure and closure.get("closure") is not None:
+        spread = "" if closure.get("error") is None else f" ± {closure['error']:.3f}"
+        text += (
+            f", closure {closure['closure']:.3f}{spread} (FD {closure['fd_prior']:.3f}, {closure['features']} features)"
+        )
+        if closure.get("step") != prior["step"]:
+            text += f", measured at update {closure.get('step')}"
+    return text
+
+
+def _one_stage_in_words(found: dict) -> list[str]:
+    flow, run, [prior] = found["flow"], found["langevin"], found["priors"]
+    chain = "persistent chains" if run["persistent"] else f"start from the {run['start']}"
     what = (
         f"{flow['transforms']} {flow['coupling']} couplings, {flow['parameters'] / 1e6:.2f} M parameters"
         if flow["transforms"]
         else "no couplings: N(0, I)"
     )
     lines = [
-        f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}"
-        + (f", pixels missing: {found['missing']}" if found["missing"] is not None else ""),
         f"generator: {found['parameters'] / 1e6:.2f} M parameters, one layer of {found['latent_dimensions']} latent "
         f"dimensions, Gaussian likelihood with sigma {found['sigma']}",
         f"inference: Langevin, {run['steps']} steps of size {run['step_size']} in learning, {run['test_steps']} after, "
-        f"{'start ' * (not run['persistent'])}{chain}",
-        f"prior flow: {what}, {prior['step']} updates",
+        f"{chain}",
+        f"prior {prior['kind']}: {what}, {prior['step']} updates",
     ]
     figures = prior["figures"]
     if figures:
@@ -113,46 +146,8 @@ def render_flow(found: dict) -> str:
             lines.append(f"  recovered pixels {_decibels(figures['recovery']['psnr'])}")
         if figures["step"] != prior["step"]:
             lines.append(f"  measured at update {figures['step']}")
-    return "\n".join(lines)
+    return lines
 
 
 def _decibels(psnr: float | None) -> str:
     return "exact" if psnr is None else f"{psnr:.2f} dB"  # JSON has no infinity
-
-
-def render(found: dict) -> str:
-    """`describe`'s result as text for a terminal."""
-    if "flow" in found:
-        return render_flow(found)
-    channels, height, width = found["image_shape"]
-    bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
-    lines = [
-        f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}",
-        f"generator: {found['parameters'] / 1e6:.2f} M parameters, {found['latent_dimensions']} latent dimensions, "
-        f"{found['likelihood']} likelihood, {found['generator_step']} updates{bound}",
-        "",
-        "layer  resolution  channels  KL (nats)",
-    ]
-    largest = max((layer["kl"] or 0.0 for layer in found["layers"]), default=0.0) or 1.0
-    for layer in found["layers"]:
-        size = "x".join(map(str, layer["resolution"]))
-        kl = layer["kl"]
-        bar = "" if kl is None else f"{kl:9.2f}  {'#' * round(20 * kl / largest)}"
-        dead = "  (dead: below 0.5)" if kl is not None and kl < DEAD_NATS else ""
-        lines.append(f"{layer['layer']:5}  {size:>10}  {layer['channels']:8}  {bar}{dead}".rstrip())
-    lines.append("")
-    for prior in found["priors"]:
-        closure = prior["closure"]
-        text = f"prior {prior['kind']}"
-        if "step" in prior:
-            text += f": {prior['step']} updates"
-        if closure and closure.get("closure") is not None:
-            spread = "" if closure.get("error") is None else f" ± {closure['error']:.3f}"
-            text += (
-                f", closure {closure['closure']:.3f}{spread} "
-                f"(FD {closure['fd_prior']:.3f}, {closure['features']} features)"
-            )
-            if closure.get("step") != prior["step"]:
-                text += f", measured at update {closure.get('step')}"
-        lines.append(text)
-    return "\n".join(lines)
