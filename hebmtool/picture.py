@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 GAP = 2  # pixels between images, after enlarging
-
-
 SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
-
-
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -45,6 +41,8 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     rows = math.ceil(n / columns)
     zoom = max(1, math.ceil(SMALLEST_CELL / max(height, width)))
     cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    # torchvision's make_grid draws the same but for one image, which it does not frame, and for columns without images,
+    # which it leaves out; importing it takes as long as importing torch.
     canvas = Image.new("RGB", (columns * cell_w + GAP, rows * cell_h + GAP), PAPER)
     for i, image in enumerate(images):
         tile = to_pil(image).convert("RGB").resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
