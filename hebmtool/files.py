@@ -51,8 +51,9 @@ def append_line(path: str | Path, text: str) -> None:
         raise _unwritable(path, len(text), error) from error
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` beside `path`, then rename: whatever happens, `path` holds the old content or all of the new.
+def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
+    """Write the parts, one after another, beside `path`, then rename: whatever happens, `path` holds the old content or
+    all of the new.
 
     Raises `HebmError` when it cannot be written; the temporary is removed.
     """
@@ -62,7 +63,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -70,7 +72,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise _unwritable(path, len(data), error) from error
+            raise _unwritable(path, sum(map(len, parts)), error) from error
         raise
     with contextlib.suppress(OSError):  # some network filesystems cannot sync a folder; the file itself is safe
         folder = os.open(path.parent, os.O_RDONLY)

@@ -53,7 +53,16 @@ def save(
         data = safetensors.torch.save(_separate(tensors), header)
     except SafetensorError as error:
         raise HebmError(f"could not save {path}: {error}; a file already there is intact") from error
-    write_bytes(Path(path), data)
+    write_bytes(Path(path), *_in_order(data))
+
+
+def _in_order(data: bytes) -> tuple[bytes, memoryview]:
+    """The file in two parts, its header's entries sorted: safetensors writes them in any order, and the same checkpoint
+    should be the same file."""
+    length = int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # tensors are aligned
+    return len(head).to_bytes(8, "little") + head, memoryview(data)[8 + length :]
 
 
 def load(

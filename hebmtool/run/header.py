@@ -1,6 +1,7 @@
 """What a checkpoint says of itself, read without its tensors and without torch."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hebmtool.errors import HebmError, UsageError
+from hebmtool.files import digest
 from hebmtool.recipe import Recipe, from_dict
 
 FORMAT = "hebmtool"
 FORMAT_VERSION = 1
+CONTENTS = "contents-"  # opens a digest of what a checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,40 @@ def recipe(path: str | Path, header: Header) -> Recipe:
             f"{path} was written by hebmtool {header.package_version} with a recipe that {package_version()} does not "
             f"know ({error}); use that version"
         ) from error
+
+
+def contents(path: str | Path) -> str:
+    """Which model a checkpoint holds: a digest of its tensors' names, types, shapes and values and of the parts of its
+    recipe that say what they make, however and whenever the file was written.
+
+    Raises `HebmError` as `load` does.
+    """
+    found = header(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        summed = hashlib.sha256()
+        parts = {"generator": found.recipe.get("generator"), "bits": (found.recipe.get("data") or {}).get("bits")}
+        summed.update(json.dumps([found.kind, parts, found.extra.get("image_shape")], sort_keys=True).encode())
+        for name, entry in sorted(entries.items()):
+            begin, end = entry["data_offsets"]
+            summed.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            file.seek(8 + length + begin)
+            left = end - begin
+            while left:
+                chunk = file.read(min(left, 2**22))
+                summed.update(chunk)
+                left -= len(chunk)
+    return f"{CONTENTS}{summed.hexdigest()}"
+
+
+def is_of(recorded: str | None, path: str | Path) -> bool:
+    """Whether `recorded`, what a prior's or a label's checkpoint says of its generator, is what `path` holds.  Those
+    written by hebmtool 0.1.0 recorded the digest of the file."""
+    if recorded is not None and recorded.startswith(CONTENTS):
+        return recorded == contents(path)
+    return recorded == digest(path)
 
 
 def brings_generator(path: Path) -> bool:

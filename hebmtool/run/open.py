@@ -2,13 +2,13 @@
 
 import torch
 
-from hebmtool import files
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator, Tower, Whitening, readjust_batchnorm
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.labels import LabelEnergy, chosen_layers
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.run.header import is_of
 
 KIND = "generator"
 # Prefixes, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it, and of
@@ -59,8 +59,9 @@ def load_prior(
     if KINDS[kind].learned:
         tensors, header = checkpoint.load(run.prior_path(kind), kind=kind)
         trained_with = checkpoint.recipe(run.prior_path(kind), header)
-        digest = files.digest(run.generator_path)
-        if trained_with.generator != generator.config or header.extra.get("generator", digest) != digest:
+        recorded = header.extra.get("generator")
+        ours = recorded is None or is_of(recorded, run.generator_path)
+        if trained_with.generator != generator.config or not ours:
             raise HebmError(
                 f"{run.prior_path(kind)} was trained on another generator than {run.generator_path} is now; "
                 f"move it away and train it again with `hebm train-prior`"
@@ -102,7 +103,7 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
     found = {}
     for path in run.label_paths():
         tensors, header = checkpoint.load(path, kind="label")
-        if header.extra.get("generator") != files.digest(run.generator_path):
+        if not is_of(header.extra.get("generator"), run.generator_path):
             raise HebmError(
                 f"{path} was trained on another generator than {run.generator_path} is now; move it away and learn "
                 "the label again"

@@ -76,7 +76,7 @@ def train_flow(
         averaged.load_state_dict(ema.tensors)
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{KIND}-{step:07d}.png")
 
-    with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+    with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = data.prepare(images.batch(indices), recipe.data, model.g.likelihood.read, train=True).to(device)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hebmtool import data, files
+from hebmtool import data
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower
@@ -18,6 +18,7 @@ from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import load_prior
 from hebmtool.train.loop import Ema, Updates, load_training, save_training
 
@@ -90,7 +91,7 @@ def _train_label(
     optimizer = torch.optim.Adam(label.parameters(), lr=config.label_lr, weight_decay=config.weight_decay)
     ema, step = Ema(label, config.ema), 0
     extra = {
-        "generator": files.digest(run.generator_path),
+        "generator": contents(run.generator_path),
         "label": name,
         "values": values,
         "made_of": recipe.data.attributes.get(name),
@@ -104,7 +105,7 @@ def _train_label(
         save_training(train_path, recipe, step, "label training", label, ema, optimizer, origin=extra)
         checkpoint.save(path, ema.tensors, kind="label", recipe=recipe, step=step, extra=extra)
 
-    with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save) as updates:
+    with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save, kept=path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=True).to(device)
@@ -135,7 +136,9 @@ def _resumable(name: str, recipe: Recipe, run: Run, extra: dict) -> bool:
             )
         return False
     header = checkpoint.header(train_path)
-    if {"whitening": None} | header.extra != extra:
+    kept = {"whitening": None} | header.extra
+    same = is_of(kept.pop("generator", None), run.generator_path)
+    if not same or kept != {key: value for key, value in extra.items() if key != "generator"}:
         raise HebmError(
             f"{train_path} was learned on another generator, other values or other whitened latents than there are "
             "now; move it away to start anew"

@@ -77,6 +77,7 @@ class Updates:
         total, step: updates in all, and made before.
         save: save(step) writes the checkpoints after `step` updates.
         show: show(step) draws pictures; not called after the last update, when there is more to say.
+        kept: the checkpoint that sampling reads.  Where no update is left and it has them all, it is left as it is.
 
     Raises, on iterating: `HebmError` when SIGINT or SIGTERM has stopped it, after saving.
     """
@@ -91,9 +92,10 @@ class Updates:
         step: int,
         save: Callable[[int], None],
         show: Callable[[int], None] | None = None,
+        kept: Path | None = None,
     ):
         self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
-        self.save, self.show = save, show
+        self.save, self.show, self.kept = save, show, kept
 
     def __enter__(self) -> Self:
         self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
@@ -108,6 +110,8 @@ class Updates:
 
     def __iter__(self) -> Iterator[int]:
         every = self.config
+        if self.step >= self.total and self._has_them_all():
+            return
         while self.step < self.total:
             torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
             yield self.step
@@ -122,6 +126,10 @@ class Updates:
         self.save(self.step)
         if self._stop.requested:
             raise HebmError(f"stopped by {self._stop.signal} after update {self.step}; saved, resume it to continue")
+
+    def _has_them_all(self) -> bool:
+        """Whether what sampling reads is of the last update already."""
+        return self.kept is not None and self.kept.is_file() and checkpoint.header(self.kept).step == self.step
 
     def descend(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hebmtool import data, files, picture
+from hebmtool import data, picture
 from hebmtool.chains import Chain, make_chain
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
@@ -24,6 +24,7 @@ from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import STATISTICS, WHITENING, load_generator
 from hebmtool.train import labels
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training
@@ -98,9 +99,9 @@ def train_prior(
     if KINDS[kind].brings_generator:
         raise UsageError(f"prior.kind '{kind}' is not trained on a generator but with one")
     whole = load_generator(run, device)
-    origin = {"generator": files.digest(run.generator_path)}
+    origin = {"generator": contents(run.generator_path)}
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
-    _check_place(recipe, run, resume, origin)
+    _check_place(recipe, run, resume)
     kept = run.check_stage_one(recipe)
     unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
     if unfinished > 0 and recipe.train_vae == kept.train_vae:
@@ -130,7 +131,7 @@ def train_prior(
         averaged.settle()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
-    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show) as updates:
+    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
             batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
@@ -148,7 +149,7 @@ def train_prior(
     return averaged
 
 
-def _check_place(recipe: Recipe, run: Run, resume: bool, origin: dict) -> None:
+def _check_place(recipe: Recipe, run: Run, resume: bool) -> None:
     """Raise HebmError where a prior of this kind is there already, or with `resume` none that could be continued."""
     kind = recipe.prior.kind
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
@@ -170,7 +171,7 @@ def _check_place(recipe: Recipe, run: Run, resume: bool, origin: dict) -> None:
     may_change = ["labels", "label_layers", *(_sampler(old, recipe))]
     old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in may_change})
     Run.check_same(old, recipe, ["prior", "train_prior"])
-    if header.extra != origin:
+    if not is_of(header.extra.get("generator"), run.generator_path):
         raise HebmError(
             f"{train_path} was trained on another generator than {run.generator_path} is now; move it away and "
             "start a new one"

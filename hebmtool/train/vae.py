@@ -127,7 +127,9 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         return found
 
     generator.train()
-    with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
+    with Updates(
+        run, "train-vae", recipe.seed, config, config.iterations, step, save, show, run.generator_path
+    ) as updates:
         for step in updates:
             batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
