@@ -79,3 +79,55 @@ def test_diffuse_reads_each_images_own_level():
 def test_no_level_is_refused():
     with pytest.raises(ValueError, match="T >= 1"):
         Schedule(0)
+
+
+# What is left of u_t once u_{t+1} is known
+
+
+@pytest.mark.parametrize("T", LEVELS)
+def test_the_conditional_is_the_gaussians_posterior_by_bayes_rule(T):
+    """N(0, 1) u_t and u_{t+1} = a u_t + sigma eps: p(u_t | u_{t+1}) has precision 1 + a^2 / sigma^2."""
+    s = Schedule(T)
+    a, sigma = s.conditional(torch.arange(T))
+    assert a.shape == sigma.shape == (T, 1) and a.dtype == sigma.dtype == torch.float32
+    for t in range(T - 1):
+        forward, noise = s.a[t + 1].item(), s.sigma[t + 1].item()
+        precision = 1 + forward**2 / noise**2
+        # The mean is a u_{t+1}, with a from completing the square; numerically, from densities on a line as well.
+        assert a[t].item() == pytest.approx(forward / noise**2 / precision, rel=1e-6)
+        assert sigma[t].item() == pytest.approx(precision**-0.5, rel=1e-6)
+        line, u_next = torch.linspace(-6, 6, 200_001, dtype=torch.float64), 1.3
+        share = (-0.5 * line**2 - 0.5 * ((u_next - forward * line) / noise) ** 2).softmax(0)
+        mean = (share * line).sum()
+        assert mean.item() == pytest.approx(a[t].item() * u_next, abs=1e-5)
+        assert (share * (line - mean) ** 2).sum().sqrt().item() == pytest.approx(sigma[t].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("T", LEVELS)
+def test_at_the_top_there_is_nothing_to_recover_from(T):
+    a, sigma = Schedule(T).conditional(torch.tensor([T - 1, T - 1]))
+    assert a.tolist() == [[0], [0]] and sigma.tolist() == [[1], [1]]
+
+
+def test_the_conditional_reads_each_images_own_level():
+    s = Schedule(3)
+    a, sigma = s.conditional(torch.tensor([2, 0, 1, 0]))
+    _, a_1, a_2, _ = s.a.tolist()
+    _, sigma_1, sigma_2, _ = s.sigma.tolist()
+    assert a[:, 0].tolist() == pytest.approx([0, a_1, a_2, a_1], rel=1e-6)
+    assert sigma[:, 0].tolist() == pytest.approx([1, sigma_1, sigma_2, sigma_1], rel=1e-6)
+
+
+def test_the_joint_schedule_is_one_level_without_noise_below_the_gaussian():
+    s = Schedule.joint()
+    assert s.T == 1
+    for c in (s.a, s.sigma, s.abar, s.sbar):
+        assert c.shape == (2,) and c.dtype == torch.float64
+    # u_0 is itself, u_1 is all noise: nothing is known of u_0 from it.
+    u_0 = torch.randn(2000, 30)
+    u_t, u_next = s.diffuse(u_0, torch.zeros(2000, dtype=torch.long))
+    assert torch.equal(u_t, u_0) and abs((u_next * u_0).mean()) < 5 / math.sqrt(u_0.numel())
+    assert u_next.std().item() == pytest.approx(1, abs=0.02)
+    a, sigma = s.conditional(torch.zeros(3, dtype=torch.long))
+    assert not a.any() and (sigma == 1).all()
+    assert torch.allclose(s.a**2 + s.sigma**2, torch.ones(2, dtype=torch.float64))

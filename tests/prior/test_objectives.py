@@ -1,0 +1,263 @@
+"""Learning: what each objective is least at, and that it reaches every parameter."""
+
+import math
+
+import pytest
+import torch
+from toys import ENERGY_KINDS, Twins, toy_prior
+
+from hebmtool import recipe
+from hebmtool.chains import CHAINS
+from hebmtool.errors import UsageError
+from hebmtool.prior import OBJECTIVES, Schedule, make_prior
+from hebmtool.prior.objectives import RUN_CHAINS
+from hebmtool.recipe import words
+
+every_energy = pytest.mark.parametrize("kind", ENERGY_KINDS)
+every_chain = pytest.mark.parametrize("chain", CHAINS)
+LEARNED_BY = [
+    (kind, objective)
+    for kind in ENERGY_KINDS
+    for objective in OBJECTIVES
+    if (kind, objective) != ("ebm", "score-matching")
+]
+
+
+def test_objectives_are_those_of_the_recipe():
+    assert list(words.OBJECTIVES) == list(OBJECTIVES)
+    assert sorted(RUN_CHAINS) == ["recovery"]
+    with pytest.raises(UsageError, match="the ebm kind has no noise levels to match"):
+        recipe.from_dict({"prior": {"kind": "ebm", "objective": "score-matching"}})
+
+
+@pytest.mark.parametrize("reads", ["z", "z+state"])
+@every_chain
+@pytest.mark.parametrize(("kind", "objective"), LEARNED_BY)
+def test_every_parameter_receives_a_gradient(generator, kind, objective, chain, reads):
+    # The head's bias moves positives and negatives alike: only the penalty sees it.
+    config = recipe.Prior(kind=kind, objective=objective, chain=chain, steps=2, penalty=0.1)
+    config.energy = recipe.Energy(reads=reads, readout="strided" if "nce" in objective else "sum", width=6, blocks=1)
+    prior = make_prior(generator, config)
+    for p in prior.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=1e-3)
+    loss, figures = prior.loss(torch.randn(16, generator.D), torch.rand(16, *generator.image_shape))
+    loss.backward()
+    assert loss.isfinite() and figures and all(isinstance(value, float) for value in figures.values())
+    assert all(math.isfinite(value) for value in figures.values())
+    for name, p in prior.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+    assert all(p.grad is None for p in generator.parameters())
+
+
+@pytest.mark.parametrize(("kind", "objective"), LEARNED_BY)
+def test_the_power_iterations_advance_once_an_update(generator, monkeypatch, kind, objective):
+    prior, advanced = toy_prior(generator, kind, objective=objective), []
+    advance = prior.energy.advance
+    monkeypatch.setattr(prior.energy, "advance", lambda: advanced.append(1) or advance())
+    prior.loss(torch.randn(4, generator.D), torch.rand(4, *generator.image_shape))
+    assert advanced == [1]
+
+
+# Recovery likelihood
+
+
+@every_chain
+@every_energy
+def test_gradient_of_the_loss_holds_the_negatives(generator, monkeypatch, kind, chain):
+    prior, seen = toy_prior(generator, kind, chain, penalty=0.1), {}
+    negatives, pairs = prior.negatives, prior.pairs
+
+    def record_negatives(*arguments):
+        seen["negative"] = negatives(*arguments)
+        return seen["negative"]
+
+    def record_pairs(u_0):
+        seen["positive"], u_next, seen["t"] = pairs(u_0)
+        return seen["positive"], u_next, seen["t"]
+
+    monkeypatch.setattr(prior, "negatives", record_negatives)
+    monkeypatch.setattr(prior, "pairs", record_pairs)
+    loss, figures = prior.loss(torch.randn(32, generator.D), torch.rand(32, 1, 8, 8))
+    found = torch.autograd.grad(loss, list(prior.parameters()))
+
+    assert not seen["negative"].requires_grad
+    t, s = seen["t"], Schedule(3)
+    if chain != "langevin":
+        scale = torch.ones(32)
+    elif kind == "ebm":
+        scale = torch.full((32,), 1e-2)
+    else:
+        scale = torch.stack([1e-2 * s.sbar[k] / s.sbar[0] * s.sigma[k + 1] ** 2 for k in t.tolist()]).float()
+    positive, negative = (prior.F(seen[side], t) / scale for side in ("positive", "negative"))
+    expected = (negative - positive).mean() + 0.1 * (positive.square().mean() + negative.square().mean()) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert figures["gap"] == pytest.approx((negative - positive).mean().item(), rel=1e-4, abs=1e-4)
+    for a, b in zip(found, torch.autograd.grad(expected, list(prior.parameters())), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 + 1e-4 * b.abs().max().item())
+
+
+def test_a_margin_turns_the_push_round_where_the_chain_overshoots(generator):
+    """The loss falls with the gap down to -margin and rises again below it, image by image."""
+    made = toy_prior(generator, "ebm", steps=1, margin=3.0)
+    gaps = torch.tensor([2.0, -2.0, -3.0, -5.0]).requires_grad_(True)
+    made.negatives = lambda u_next, t, eps: torch.zeros_like(u_next)
+    made.F = lambda u, t: torch.cat([torch.zeros(4), gaps])
+    loss, figures = made.loss(torch.randn(4, generator.D), torch.rand(4, 1, 8, 8))
+    assert loss.item() == pytest.approx((2.0 - 2.0 - 3.0 + (-5.0 + 2 * 2.0)) / 4)
+    assert figures["overshot"] == 0.25
+    slope = torch.autograd.grad(loss, gaps)[0] * 4
+    assert slope[0] == slope[1] == 1 and slope[3] == -1
+
+
+# The levels
+
+
+def test_a_joint_energy_learns_from_the_posterior_against_the_gaussian(generator):
+    u_0 = torch.full((2000, generator.D), 2.0)
+    u, u_next, t = toy_prior(generator, "ebm").pairs(u_0)
+    assert u is u_0 and (t == 0).all()
+    assert u_next.mean().item() == pytest.approx(0, abs=0.02) and u_next.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_diffusion_learns_all_levels(generator):
+    prior = toy_prior(generator, levels=3)
+    u_0 = torch.full((600, generator.D), 2.0)
+    u_t, u_next, t = prior.pairs(u_0)
+    s = prior.schedule
+    for level in range(3):
+        chosen = t == level
+        assert 130 < chosen.sum() < 270
+        assert u_t[chosen].mean().item() == pytest.approx(2 * s.abar[level].item(), abs=0.06)
+        assert u_next[chosen].mean().item() == pytest.approx(2 * s.abar[level + 1].item(), abs=0.06)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_levels_are_drawn_by_their_power(generator, power):
+    t = toy_prior(generator, levels=4, level_power=power).levels(40_000)
+    # P(floor(T U^p) <= k) = ((k + 1) / T)^(1/p).
+    for k in range(4):
+        assert (t <= k).float().mean().item() == pytest.approx(((k + 1) / 4) ** (1 / power), abs=0.01)
+
+
+# Where each is least
+
+
+@every_chain
+def test_score_matching_is_least_at_the_true_marginals(generator, monkeypatch, chain):
+    """u_0 ~ N(0, v): level t's marginal is N(0, abar^2 v + sbar^2), and F_t = w (log of its ratio to N(0, 1))."""
+    prior, v = toy_prior(generator, chain=chain, objective="score-matching"), 0.25
+    monkeypatch.setattr(generator, "posterior_score", lambda u, x: -u / v)
+    s = prior.schedule
+    u_0 = math.sqrt(v) * torch.randn(3000, generator.D)
+    # The clean level is noised by nothing: its marginal is that of u_0.
+    variance = (s.abar**2 * v + s.sbar**2).float()
+    variance[0] = v
+
+    def slope_at(weight):
+        w = torch.full((3,), weight, requires_grad=True)
+        ratio = 0.5 * (1 - 1 / variance)
+        monkeypatch.setattr(prior, "F", lambda u, t: prior.scale(t) * w[t] * ratio[t] * u.square().sum(1))
+        torch.manual_seed(1)
+        loss, figures = prior.loss(u_0, u_0)
+        return torch.autograd.grad(loss, w)[0], figures
+
+    below, _ = slope_at(0.8)
+    there, figures = slope_at(1.0)
+    above, _ = slope_at(1.2)
+    assert (below < 0).all() and (above > 0).all()
+    assert (there.abs() < 0.15 * torch.minimum(-below, above)).all()
+    assert figures["explained_0"] == pytest.approx((1 / v - 1) ** 2 * v, rel=0.05)
+
+
+def test_score_matching_asks_the_posterior_of_the_images(generator, monkeypatch):
+    asked, score = [], generator.posterior_score
+    monkeypatch.setattr(generator, "posterior_score", lambda *given: asked.append(given) or score(*given))
+    u_0, x = torch.randn(4, generator.D), torch.rand(4, 1, 8, 8)
+    for objective in OBJECTIVES:
+        toy_prior(generator, objective=objective).loss(u_0, x)
+    [(u, seen)] = asked  # no other objective does
+    assert u is u_0 and seen is x
+
+
+@every_chain
+@pytest.mark.parametrize("objective", ["nce", "cnce"])
+def test_the_contrast_is_least_at_the_log_ratio(generator, monkeypatch, objective, chain):
+    """u_0 ~ N(m, I): F / scale = w (m . u - m^2 D / 2) + c is told from noise best at w = 1 (and, for nce, c = 0)."""
+    prior, m, D = toy_prior(generator, "ebm", chain, objective=objective), 0.25, generator.D
+    u_0 = m + torch.randn(20_000, D)
+
+    def slope_at(weight, c=0.0):
+        w, shift = (torch.tensor(value, requires_grad=True) for value in (weight, c))
+        exact = lambda u: m * u.sum(1) - m**2 * D / 2  # noqa: E731
+        monkeypatch.setattr(prior, "F", lambda u, t: prior.scale(t) * (w * exact(u) + shift))
+        torch.manual_seed(1)
+        loss, _ = prior.loss(u_0, u_0)
+        return torch.stack(torch.autograd.grad(loss, (w, shift), allow_unused=False))
+
+    below, there, above = (slope_at(w) for w in (0.7, 1.0, 1.3))
+    assert below[0] < 0 < above[0] and there[0].abs() < 0.25 * torch.minimum(-below[0], above[0])
+    low, high = slope_at(1.0, -0.3)[1], slope_at(1.0, 0.3)[1]
+    if objective == "nce":
+        assert low < 0 < high and there[1].abs() < 0.15 * torch.minimum(-low, high)
+    else:
+        assert max(low.abs(), high.abs(), there[1].abs()) < 1e-6  # a constant is not seen
+
+
+# Learned on a law that is known
+
+
+@pytest.mark.parametrize(("kind", "objective"), [case for case in LEARNED_BY if case[1] != "score-matching"])
+def test_learns_the_dependence_between_layers(kind, objective):
+    """Two layers of posterior u, each standard normal, correlated 0.7: about half of it in 80 updates."""
+    generator = Twins()
+
+    def draw(n):
+        top, other = torch.randn(2, n, 4)
+        return torch.cat([top, 0.7 * top + math.sqrt(1 - 0.7**2) * other], dim=1)
+
+    def correlation(u):
+        return torch.corrcoef(torch.stack([layer.flatten() for layer in generator.split(u)]))[0, 1].item()
+
+    config = recipe.Prior(kind=kind, objective=objective, chain="preconditioned", steps=6, h=0.3)
+    config.penalty = 1e-3 if objective == "recovery" else 0.0
+    config.energy = recipe.Energy(reads="z+state", width=8, blocks=1)
+    prior = make_prior(generator, config)
+    prior.calibrate(generator.walk(torch.randn(256, generator.D)))
+    before = prior.sample(lambda: torch.randn(2000, generator.D))
+    optimizer = torch.optim.Adam(prior.parameters(), lr=2e-2, betas=(0.9, 0.99))
+    for i in range(80):
+        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / 80)
+        loss, _ = prior.loss(draw(128), torch.empty(128, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Short-run negatives learn an energy for their own number of steps, the log ratio one that is to be converged to.
+    after = prior.sample(lambda: torch.randn(2000, generator.D), K=6 if objective == "recovery" else 20)
+    assert abs(correlation(before)) < 0.05
+    assert 0.3 < correlation(after) < 0.8
+    assert after.std().item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("objective", ["nce", "cnce"])
+def test_noise_contrast_finds_the_log_ratio(make_generator, objective):
+    """u shifted by m in every coordinate of one layer: f at its optimum is m . u - |m|^2 / 2, its mean |m|^2 / 2.
+    The conditional kind finds it up to a constant."""
+    generator = make_generator(scales=1, layers_per_scale=1)
+    config = recipe.Prior(kind="ebm", objective=objective, chain="preconditioned")
+    config.energy = recipe.Energy(reads="z", width=16, blocks=1, spectral_norm=False)
+    prior, m = make_prior(generator, config), 0.4
+    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    for i in range(150):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / 150)
+        loss, _ = prior.loss(torch.randn(256, generator.D) + m, torch.empty(256, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    u = torch.randn(1000, generator.D) + m
+    exact = (m * u - m**2 / 2).sum(1)
+    found = prior.F(u).detach()
+    assert torch.corrcoef(torch.stack([found, exact]))[0, 1] > 0.95
+    assert found.std().item() == pytest.approx(exact.std().item(), rel=0.2)
+    if objective == "nce":
+        assert found.mean().item() == pytest.approx(exact.mean().item(), rel=0.2)

@@ -1,0 +1,247 @@
+"""An energy learned with one chain and drawn by another: the same density; and what is told of every gradient."""
+
+import pytest
+import torch
+from toys import ENERGY_KINDS, Plane, grid, normalised, toy_prior
+
+from hebmtool.chains import CHAINS, value_and_gradient
+from hebmtool.errors import UsageError
+from hebmtool.noise import Noise
+
+every_energy = pytest.mark.parametrize("kind", ENERGY_KINDS)
+every_chain = pytest.mark.parametrize("chain", CHAINS)
+learned_with_every_chain = pytest.mark.parametrize("learned_with", CHAINS)
+
+
+def noise(generator, n=4):
+    return Noise(0, range(n), generator.D)
+
+
+# Another chain, the same law
+
+
+@every_chain
+@learned_with_every_chain
+@every_energy
+def test_another_chain_climbs_the_same_density(generator, kind, learned_with, chain):
+    """What is handed to the chain in use is F in its scale: F / scale and its slope are those of log_tilt."""
+    prior = toy_prior(generator, kind, learned_with, weight=0.1)
+    twin = prior.using(chain=chain)
+    u = torch.randn(4, generator.D)
+    for level in range(prior.T):
+        t = torch.full((4,), level)
+        F, slope = twin.slope(t)(u)
+        scale = twin.chain.scale(twin.schedule, t)
+        tilt, expected = value_and_gradient(lambda u, level=level: prior.log_tilt(u, level), u)
+        assert torch.allclose(F / scale, tilt, rtol=1e-5)
+        assert torch.allclose(slope / scale[:, None], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        # Its own view of itself is the one learned: scores do not depend on what it is drawn with.
+        assert torch.equal(twin.log_tilt(u, level), prior.log_tilt(u, level))
+        assert torch.equal(twin.scale(t), prior.scale(t))
+
+
+@every_energy
+def test_the_published_chain_with_another_step_is_another_scale(generator, kind):
+    prior = toy_prior(generator, kind, "langevin", eta=1e-2, weight=0.1)
+    twin, u, t = prior.using(eta=3e-2), torch.randn(4, generator.D), torch.zeros(4, dtype=torch.long)
+    assert torch.allclose(twin.slope(t)(u)[1], 3 * prior.slope(t)(u)[1], rtol=1e-4)
+    assert torch.equal(twin.log_density(u), prior.log_density(u))
+
+
+@every_chain
+@every_energy
+def test_the_same_chain_draws_the_same_bits(generator, kind, chain):
+    prior = toy_prior(generator, kind, chain)
+    for twin in (
+        prior.using(),
+        prior.using(chain=chain),
+        prior.using(chain=chain, steps=3, eta=1e-2, h=0.3, theta=0.5),
+    ):
+        assert torch.equal(twin.sample(noise(generator)), prior.sample(noise(generator)))
+        assert twin.energy is prior.energy and twin.generator is prior.generator
+    # A setting of another chain changes nothing, one of its own does.
+    other = {"langevin": {"h": 0.7}, "preconditioned": {"theta": 0.1}, "underdamped": {"eta": 0.5}}[chain]
+    assert torch.equal(prior.using(**other).sample(noise(generator)), prior.sample(noise(generator)))
+    own = {"langevin": {"eta": 0.02}, "preconditioned": {"h": 0.1}, "underdamped": {"theta": 0.1}}[chain]
+    assert not torch.equal(prior.using(**own).sample(noise(generator)), prior.sample(noise(generator)))
+    # And the prior itself is as it was.
+    assert prior.chain == prior.learned_with and prior.K == 3
+
+
+@every_energy
+def test_its_steps_are_what_it_draws_with(generator, kind):
+    prior = toy_prior(generator, kind)
+    twin = prior.using(steps=7)
+    assert twin.gradients() == 7 * prior.T
+    assert torch.equal(twin.sample(noise(generator)), prior.sample(noise(generator), K=7))
+    twice = twin.using(chain="underdamped", theta=0.3).using(theta=0.2)
+    assert twice.chain.word == "preconditioned" and twice.K == 3  # each starts from what was trained
+
+
+def test_conditions_and_another_chain_do_not_disturb_each_other(generator):
+    prior = toy_prior(generator, chain="langevin", weight=0.1)
+
+    def condition(walk, t):
+        return generator.join(walk.u).sum(1)
+
+    given_then_using, using_then_given = (
+        prior.given([condition]).using(chain="underdamped"),
+        prior.using(chain="underdamped").given([condition]),
+    )
+    assert torch.equal(given_then_using.sample(noise(generator)), using_then_given.sample(noise(generator)))
+    u = torch.randn(3, generator.D)
+    added = given_then_using.log_density(u) - prior.log_density(u)
+    assert torch.allclose(added, u.sum(1), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ({"chian": "langevin"}, "a chain has no setting chian; choose of chain, steps, .*did you mean 'chain'"),
+        ({"levels": 4}, "a chain has no setting levels; choose of chain, steps, eta, h, theta, persistence"),
+        ({"chain": "underdampd"}, "chain is 'underdampd', but must be one of .*did you mean 'underdamped'"),
+        ({"steps": 0}, "steps is 0, but must be a whole number of at least 1"),
+        ({"h": -1.0}, "h is -1.0, but must be a number above 0"),
+        ({"theta": 2.0}, "theta is 2.0, but must be a number above 0 and below 1.6"),
+        ({"persistence": "half"}, "persistence is 'half', but must be a number"),
+    ],
+)
+def test_what_is_no_chain_is_a_sentence(generator, sampler, words):
+    with pytest.raises(UsageError, match=words) as raised:
+        toy_prior(generator).using(**sampler)
+    assert "\n" not in str(raised.value)
+
+
+# The laws themselves, summed over a grid
+
+SAMPLERS = {
+    "langevin": {"eta": 0.08, "steps": 80},
+    "preconditioned": {"h": 0.1, "steps": 40},
+    "underdamped": {"theta": 0.25, "persistence": 0.7, "steps": 30},
+}
+N = 3000
+of_either_scale = pytest.mark.parametrize("learned_with", ["langevin", "preconditioned"])
+
+
+def sharp(kind, chain, **keys):
+    """A prior on the plane whose energy is a few nats: far from N(0, I)."""
+    torch.manual_seed(5)
+    prior = toy_prior(Plane(), kind, chain, weight=1.0, **keys).requires_grad_(False)
+    ratio = torch.stack([prior.log_tilt(torch.randn(500, 2), t) for t in range(prior.T)])
+    for layer in prior.energy.layers:
+        layer.head.weight.mul_(1.5 / ratio.std(1).max())
+    return prior
+
+
+def moments(share, points):
+    """Means of u_2, u_1, u_2^2, u_1^2, u_2 u_1 under shares [..., M] of the points of a grid [M, 2]."""
+    return share @ features(points).double()
+
+
+def features(u):
+    return torch.cat([u, u.square(), u.prod(1, keepdim=True)], dim=1)
+
+
+def check(u, expected, bias=0.03):
+    """Means over draws within five standard errors and what a chain of finite steps is off by."""
+    found = features(u).double()
+    error = 5 * found.std(0) / len(u) ** 0.5 + bias * (1 + expected.abs())
+    assert ((found.mean(0) - expected).abs() < error).all(), (found.mean(0), expected)
+
+
+@every_chain
+@of_either_scale
+def test_a_joint_energy_is_drawn_from_its_density_by_any_chain(learned_with, chain):
+    prior = sharp("ebm", learned_with, **SAMPLERS[learned_with])
+    points, _ = grid()
+    law = moments(normalised(prior.log_density(points)), points)
+    u = prior.using(chain=chain, **SAMPLERS[chain]).sample(lambda: torch.randn(N, 2))
+    check(u, law)
+    # It is no Gaussian, or this would show nothing.
+    normal = torch.tensor([0.0, 0, 1, 1, 0], dtype=torch.float64)
+    assert (law - normal).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("chain", ["preconditioned", "underdamped"])
+@of_either_scale
+def test_levels_are_drawn_from_their_densities_by_any_chain(learned_with, chain):
+    """Every conditional p(u_t | u_{t+1}) as a matrix over the grid; their product has the law of u_0.
+
+    Chains that are exact for the Gaussian alone: the published one takes hundreds of steps a level to forget its start.
+    """
+    prior = sharp("diffusion-ebm", learned_with, **{"eta": 1e-2})
+    points, _ = grid(4.5, 41)
+    share = normalised(-0.5 * points.square().sum(1))
+    for t in reversed(range(prior.T)):
+        a, sigma = (float(c) for c in prior.schedule.conditional(torch.tensor([t])))
+        gaussian = -0.5 * ((points[None] - a * points[:, None]) / sigma).square().sum(2)
+        share = share @ normalised(prior.log_tilt(points, t) + gaussian)
+    u = prior.using(chain=chain, **SAMPLERS[chain]).sample(lambda: torch.randn(N, 2))
+    check(u, moments(share, points), bias=0.05)
+
+
+@every_chain
+def test_refining_leaves_the_density_of_u_0_as_it_is(chain):
+    """From draws of p(u_0) itself, taken from the grid, to draws of p(u_0)."""
+    prior = sharp("diffusion-ebm", chain, **SAMPLERS[chain])
+    points, area = grid()
+    share = normalised(prior.log_density(points))
+    start = points[torch.multinomial(share, N, replacement=True)] + area**0.5 * (torch.rand(N, 2) - 0.5)
+    check(prior.refine(start, lambda: torch.randn(N, 2), 20), moments(share, points))
+
+
+# Watching
+
+
+@every_chain
+@learned_with_every_chain
+@every_energy
+def test_every_gradient_is_told_in_nats(generator, kind, learned_with, chain):
+    prior, seen = toy_prior(generator, kind, learned_with, weight=0.1).using(chain=chain), []
+    alone = prior.sample(noise(generator), K=2)
+    *_, watched = prior.trajectory(noise(generator), 2, watch=lambda *told: seen.append(told))
+    assert torch.equal(alone, watched)
+    assert len(seen) == prior.gradients(2)
+    assert [level for level, *_ in seen] == [t for t in reversed(range(prior.T)) for _ in range(2)]
+    for level, u, G, slope in seen:
+        assert u.shape == (4, generator.D)
+        expected, expected_slope = value_and_gradient(lambda u, level=level: prior.log_tilt(u, level), u)
+        assert torch.allclose(G, expected, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(slope, expected_slope, rtol=1e-3, atol=1e-4 * expected_slope.abs().max().item())
+
+
+@every_chain
+@every_energy
+def test_refining_and_holding_are_watched_too(generator, kind, chain):
+    prior, seen = toy_prior(generator, kind, chain), []
+    tell = lambda *told: seen.append(told[0])  # noqa: E731
+    prior.refine(torch.randn(4, generator.D), noise(generator), 5, watch=tell)
+    assert seen == [0] * 5
+    seen.clear()
+    held = torch.arange(generator.D) < 8, prior.stages(torch.randn(4, generator.D), noise(generator))
+    for _ in prior.trajectory(noise(generator), 2, held=held, watch=tell):
+        pass
+    # With coordinates held the diffusion goes on for as many steps on p(u_0) itself.
+    assert len(seen) == prior.gradients(2) * (2 if prior.T > 1 else 1)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_without_steps_there_is_nothing_to_watch(generator, kind):
+    prior, seen = toy_prior(generator, kind), []
+    for _ in prior.trajectory(Noise(0, range(2), prior.generator.D), watch=lambda *told: seen.append(told)):
+        pass
+    assert seen == []
+
+
+@every_energy
+def test_a_watcher_that_fails_leaves_the_prior_whole(generator, kind):
+    prior = toy_prior(generator, kind)
+    before = prior.sample(noise(generator))
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(prior.trajectory(noise(generator), watch=fail))
+    assert torch.equal(prior.sample(noise(generator)), before)
+    assert all(p.requires_grad for p in prior.parameters())
