@@ -1,12 +1,29 @@
-"""Shared by the tests: --slow, one thread, the command in this process, and a tiny frozen generator."""
+"""Shared by the tests of every room.
 
+tiny        a folder of runs trained once a session and read by all: `digits`, two layers of which both kinds of EBM and
+            the label `class` are trained, and `flow`, of one layer (`tiny.py` has their recipes)
+copied      a copy of that folder, to change
+hebm        the command in this process
+child       a process of a test's own, on one thread and killed on the way out (`children.py`); `spawn` is the command
+generator   a tiny frozen tower with random weights; `make_generator` makes others
+cleanfid    clean-fid's own distance, to compare with
+
+Every test starts from seed 0 on one thread, with a cache of the session's own.  Tests marked slow run with --slow,
+those marked gpu where there is one.  What is no fixture lies beside this file: `toys` (small priors and generators of
+known density), `tiny` and `children`.
+"""
+
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from children import Child
+from tiny import train_digits, train_flow_run
 
 from hebmtool import recipe
-from hebmtool.cli import main
 from hebmtool.generator import Tower
 
 TINY = {
@@ -39,15 +56,59 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    """A cache of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEBM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def listing(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below, by its name."""
+    return {str(p.relative_to(root)): (p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def tiny(cache, tmp_path_factory) -> Iterator[Path]:
+    """The folder of the runs `digits` and `flow`, which no test may change."""
+    root = tmp_path_factory.mktemp("tiny")
+    train_digits(root)
+    train_flow_run(root)
+    before = listing(root)
+    yield root
+    changed = dict(listing(root).items() ^ before.items())
+    assert not changed, f"a test changed {', '.join(sorted(changed))} of the runs that all read; it should use `copied`"
+
+
 @pytest.fixture
-def hebm(monkeypatch, capsys):
+def copied(tiny, tmp_path) -> Path:
+    """A copy of `tiny` of the test's own."""
+    return Path(shutil.copytree(tiny, tmp_path / "runs"))
+
+
+# The command, and other processes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hebm(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run the command in this process; (exit status, stdout, stderr)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
+        from hebmtool.cli.main import main
+
         monkeypatch.setattr(sys, "argv", ["hebm", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            main.main()
+            main()
         out, err = capsys.readouterr()
         return stopped.value.code, out, err
 
@@ -55,7 +116,30 @@ def hebm(monkeypatch, capsys):
 
 
 @pytest.fixture
-def make_generator():
+def child() -> Iterator[Callable[..., Child]]:
+    """Start a process: `child(program, *arguments, **options)`."""
+    started = []
+
+    def start(*command: object, **options) -> Child:
+        started.append(Child(*command, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture
+def spawn(child) -> Callable[..., Child]:
+    """Start the command in a process of its own: `spawn("train-vae", "digits", **options)`."""
+    return lambda *arguments, **options: child(sys.executable, "-m", "hebmtool", *arguments, **options)
+
+
+# Generators, and what to compare with ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_generator() -> Callable[..., Tower]:
     """Tiny frozen generators of 8x8 images with random weights; keys override those of the recipe's part."""
 
     def make(shape=(1, 8, 8), *, seed: int = 0, **keys) -> Tower:
@@ -79,16 +163,3 @@ def cleanfid(monkeypatch):
     sqrtm = module.linalg.sqrtm
     monkeypatch.setattr(module.linalg, "sqrtm", lambda a, disp=True: sqrtm(a) if disp else (sqrtm(a), 0.0))
     return module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """A cache of the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEBM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
