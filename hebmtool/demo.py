@@ -1,57 +1,61 @@
 """The whole method on the embedded digits in a few minutes: generator, prior, samples, closure, one picture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from PIL.Image import Image
 
-from hebmtool import data, picture, recipe
+from hebmtool import api, data, picture
 from hebmtool.errors import HebmError
 from hebmtool.judge import closure as closures
-from hebmtool.run.folder import Run
-from hebmtool.run.open import load_prior
-from hebmtool.train.prior import train_prior
-from hebmtool.train.vae import train_vae
 
 SHOWN, COLUMNS = 64, 8
 
 
 @dataclass
 class Demo:
+    """run: its folder.  picture: the file.  closure: its figures (`hebmtool.judge.closure.Closure`)."""
+
     run: Path
     picture: Path
-    closure: closures.Closure
+    closure: dict
 
 
-def demo(root: Path, device: torch.device) -> Demo:
-    """Train the `digits` recipe into the first unused of `root`/demo, demo-2, ...; draw the picture there."""
+def demo(runs: str | Path = "runs", device: str = "auto", overrides: Mapping[str, object] | None = None) -> Demo:
+    """Train the `digits` recipe into the first unused of `runs`/demo, demo-2, ...; draw the picture there.
+
+    Arguments:
+        overrides: keys of the recipe and their values, to take less time.
+
+    Raises:
+        HebmError: there are a thousand of them already; as the two stages of training.
+    """
+    runs = Path(runs)
     names = ["demo", *(f"demo-{i}" for i in range(2, 1000))]
-    name = next((name for name in names if not (root / name).exists()), None)
+    name = next((name for name in names if not (runs / name).exists()), None)
     if name is None:
-        raise HebmError(f"{root} holds {len(names)} demos already; remove some or give another --runs folder")
-    settings = recipe.load("digits", [f"name={name}"])
-    with Run.create(root, settings) as run:
-        train_vae(settings, run, device)
-        closure = train_prior(settings, run, device)
-        path = run.path / "demo.png"
-        picture.save(prior_picture(run, closure, device), path)
+        raise HebmError(f"{runs} holds {len(names)} demos already; remove some, or choose another folder of runs")
+    settings = {**(overrides or {}), "name": name}
+    run = api.train_vae("digits", settings, runs=runs, device=device)
+    closure = api.train_prior("digits", settings, runs=runs, device=device)["closure"]
+    path = run.path / "demo.png"
+    picture.save(prior_picture(api.load(run, device=device), closure), path)
     return Demo(run.path, path, closure)
 
 
-def prior_picture(run: Run, closure: closures.Closure, device: torch.device):
+def prior_picture(model: "api.Model", closure: dict) -> Image:
     """Samples of the Gaussian prior beside those of the trained one beside reconstructions, with their FDs."""
-    settings = run.recipe()
-    trained, gaussian = load_prior(run, closure.kind, device), load_prior(run, "gaussian", device)
-    images = data.load(settings.data, "train")
+    gaussian = api.load(model.run, "gaussian", device=str(model.device))
+    images, kind = data.load(model.recipe.data, "train"), closure["kind"]
+    value = "undefined" if closure["closure"] is None else f"{closure['closure']:.2f}"
+    seed = model.recipe.seed
     parts = [
-        (f"Gaussian prior\nFD {closure.fd_gaussian:.2f}", closures.prior_images(gaussian, SHOWN, settings.seed)),
+        (f"Gaussian prior\nFD {closure['fd_gaussian']:.2f}", gaussian.sample(SHOWN, seed)),
+        (f"{kind} prior\nFD {closure['fd_prior']:.2f}, closure {value}", model.sample(SHOWN, seed)),
         (
-            f"{closure.kind} prior\nFD {closure.fd_prior:.2f}, closure {closure.closure:.2f}",
-            closures.prior_images(trained, SHOWN, settings.seed),
-        ),
-        (
-            f"Reconstructions\nFD {closure.fd_reconstruction:.2f}",
-            closures.reconstructions(trained.generator, images, settings, SHOWN),
+            f"Reconstructions\nFD {closure['fd_reconstruction']:.2f}",
+            closures.reconstructions(model.prior, images, model.recipe, SHOWN),
         ),
     ]
     return picture.panels(parts, COLUMNS)

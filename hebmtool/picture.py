@@ -118,3 +118,33 @@ def to_nhwc(images: Tensor) -> np.ndarray:
     """uint8 [N, C, H, W] -> uint8 array [N, H, W] for grey, [N, H, W, 3] for colour: as data sets are stored."""
     array = images.permute(0, 2, 3, 1).contiguous().numpy()
     return array[..., 0] if array.shape[-1] == 1 else array
+
+
+class Pictures(Tensor):
+    """Images, uint8 [N, C, H, W] or [rows, columns, C, H, W], that show themselves in a notebook, as a grid as near to
+    square as it goes or as these rows and columns.  What is computed from them is a plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, images: Tensor) -> "Pictures":
+        return images.as_subclass(cls)
+
+    def picture(self, columns: int | None = None) -> Image.Image:
+        """The grid, of so many columns where that is given."""
+        if self.ndim == 5:
+            return grid(self.flatten(0, 1), columns or self.shape[1])
+        return grid(self, columns)
+
+    def save(self, path: Path | str, columns: int | None = None) -> None:
+        """Write the grid as a PNG.  Raises HebmError when it cannot be written."""
+        save(self.picture(columns), path)
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self.picture())
+
+    def __repr__(self) -> str:
+        return f"<pictures, {str(self.dtype).removeprefix('torch.')} {list(self.shape)}>"
+
+    def __deepcopy__(self, memo: dict) -> "Pictures":
+        return Pictures(self.clone())

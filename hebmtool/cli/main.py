@@ -203,7 +203,7 @@ def train_prior(
         settings.train_prior.readjust_temperature = readjust_temperature
     from hebmtool import api
 
-    print(json.dumps(api.train_prior(settings, runs, device, resume=resume, finetune=finetune)))
+    print(json.dumps(api.train_prior(settings, runs=runs, device=device, resume=resume, finetune=finetune)))
 
 
 @app.command(rich_help_panel="Use")

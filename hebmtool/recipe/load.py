@@ -1,5 +1,6 @@
 """Recipes read from YAML and written to it; the built-in ones; overrides."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,14 +30,16 @@ def text(name: str) -> str:
     raise UsageError(f"no built-in recipe is named {show(name)}; there are {', '.join(names())}{_near(name)}")
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str | Path | Mapping, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the YAML file `source`, or the built-in one of that name ("digits", or "recipes/digits.yaml" where
-    no such file exists), with `overrides` ("part.key=value", the value in YAML) applied in order.
+    no such file exists), or in a nested mapping, with `overrides` ("part.key=value", the value in YAML) applied in
+    order.
 
     Raises UsageError (exit 2) naming the file or `--set`, the key, what was found and what is allowed.
     """
-    tree = _parse(_read(source), str(source))
-    recipe = from_dict(tree, str(source))
+    named = not isinstance(source, Mapping)
+    tree = _parse(_read(source), str(source)) if named else copy.deepcopy(dict(source))
+    recipe = from_dict(tree, str(source) if named else "")
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.strip()

@@ -1,0 +1,35 @@
+"""The package as a whole, for a notebook, a program or the command line: each use one call, words for arguments.
+
+`model` loads a run and has every use of its prior as a method, whose results (`results`) show themselves; `train`
+makes runs, `judging` says what they reached, side by side.  The names are those of the commands.  Nothing is computed
+here: a function reads its words, calls the rooms below and puts what they found into one object.
+
+Names are imported on first use: what reads recipes or kept figures alone never waits for torch.
+"""
+
+from importlib import import_module
+
+PLACES = {
+    "Model": "hebmtool.api.model",
+    "compare": "hebmtool.api.judging",
+    "evaluate": "hebmtool.api.judging",
+    "import_nvae": "hebmtool.api.train",
+    "info": "hebmtool.api.judging",
+    "load": "hebmtool.api.model",
+    "report": "hebmtool.api.judging",
+    "train_prior": "hebmtool.api.train",
+    "train_vae": "hebmtool.api.train",
+}
+"""Where each name is defined."""
+
+__all__ = list(PLACES)
+
+
+def __getattr__(name: str) -> object:
+    if name in PLACES:
+        return getattr(import_module(PLACES[name]), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PLACES})

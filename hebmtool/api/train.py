@@ -1,0 +1,173 @@
+"""Making runs: the two stages of training, and the import of a published generator.
+
+A mistake in a recipe is told before torch is imported, which takes seconds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hebmtool import recipe as recipes
+from hebmtool.errors import HebmError, UsageError
+from hebmtool.recipe import Recipe
+from hebmtool.run.folder import Run
+
+Overrides = Sequence[str] | Mapping[str, object]
+"""Keys of a recipe and their values, {"prior.levels": 6}, or the texts "prior.levels=6", values in YAML."""
+
+
+def read_recipe(recipe: Recipe | Mapping | str | Path, overrides: Overrides = ()) -> Recipe:
+    """The recipe meant: itself, a nested mapping, a YAML file, or the name of a built-in one; with overrides.
+
+    Raises:
+        UsageError: no such recipe, or a key or value that is wrong.
+    """
+    if isinstance(overrides, Mapping):
+        # JSON is YAML.
+        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return recipes.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe, overrides)
+
+
+def train_vae(
+    recipe: Recipe | Mapping | str | Path,
+    overrides: Overrides = (),
+    *,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    resume: bool = False,
+) -> Run:
+    """Stage one: train the multi-layer generator and its encoder.
+
+    Arguments:
+        recipe: the name of a built-in one, a YAML file, a nested mapping or a `Recipe`.
+        overrides: keys that take other values, as {"train_vae.iterations": 500}.
+        runs: the folder of runs, in which the recipe's `name` is the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        resume: go on from the run's last checkpoint.
+
+    Returns the run.  SIGINT and SIGTERM save and stop after the current update.
+
+    Raises:
+        UsageError: a mistake in the recipe, or one that has no such stage; no such device.
+        HebmError: the run is there already, or is not and is to be resumed; unusable data, a loss that is no longer
+            finite, a failed save, or stopped by a signal.
+    """
+    settings = read_recipe(recipe, overrides)
+    if settings.one_stage:
+        kind = settings.prior.kind
+        raise UsageError(f"prior.kind {kind} learns its generator together with the prior; use `hebm train-prior`")
+    from hebmtool.compute import pick_device
+    from hebmtool.train.vae import train_vae as train
+
+    where = pick_device(device)
+    with Run.create(runs, settings, resume) as run:
+        train(settings, run, where, resume)
+    return run
+
+
+def train_prior(
+    recipe: Recipe | Mapping | str | Path,
+    overrides: Overrides = (),
+    *,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    resume: bool = False,
+    finetune: bool = False,
+    readjust_bn: int = 0,
+    readjust_temperature: float = 1.0,
+) -> dict:
+    """Stage two: train a prior on the recipe's generator, measure its prior-hole closure, then learn the labels of
+    `prior.labels`.  A run holds one prior of each kind.  A flow prior is learned together with a generator of its own,
+    in a run of its own, without a stage one.
+
+    Arguments:
+        recipe, overrides, runs, device, resume: as `train_vae`'s.
+        finetune: only couple the labels of `prior.labels` to the prior that is there.
+        readjust_bn: where the recipe has none, its `train_prior.readjust_bn`: first re-estimate the generator's
+            BatchNorm statistics on this many generated batches.
+        readjust_temperature: standard deviation of u in them.
+
+    Returns {"run": folder, "closure": its figures, or None where no feature network fits the images or nothing was
+    trained, "labels": how often each is recognised in test images, where there are any}; of a flow prior {"run":
+    folder, "flow": its figures}.
+
+    Raises:
+        UsageError: a mistake in the recipe, labels that are not named; no such device.
+        HebmError: no generator; as `train_vae`.
+    """
+    settings = read_recipe(recipe, overrides)
+    if finetune and not settings.prior.labels:
+        raise UsageError("finetuning couples labels, but prior.labels is empty; set it, as prior.labels=class")
+    if readjust_bn and not settings.train_prior.readjust_bn:
+        part = {"readjust_bn": readjust_bn, "readjust_temperature": readjust_temperature}
+        settings = settings.model_copy(update={"train_prior": settings.train_prior.model_copy(update=part)})
+    from hebmtool.compute import pick_device
+    from hebmtool.judge.trained import Judge
+
+    where, runs = pick_device(device), Path(runs)
+    judge = Judge(settings, where)
+    if settings.one_stage:
+        return _one_stage(settings, runs, judge, resume)
+    from hebmtool.train.labels import train_labels
+    from hebmtool.train.prior import train_prior as train
+
+    if not (runs / settings.name).is_dir():
+        word = recipe if isinstance(recipe, str | Path) else settings.name
+        raise HebmError(f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {word}`")
+    with Run.open(runs / settings.name, runs).lock() as run:
+        run.require_generator()
+        closure = None
+        if finetune:
+            run.require_prior(settings.prior.kind)
+        else:
+            closure = judge.closure(train(settings, run, where, resume, judge.ready), run)
+        labels = train_labels(settings, run, where, resume, again=finetune)
+    found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
+    return found | ({"labels": labels} if labels else {})
+
+
+def _one_stage(settings: Recipe, runs: Path, judge, resume: bool) -> dict:
+    from hebmtool.train.flow import train_flow
+
+    if settings.train_prior.readjust_bn:
+        raise UsageError("train_prior.readjust_bn is for BatchNorms, and a flow model has none; leave it out")
+    with Run.create(runs, settings, resume) as run:
+        prior = train_flow(settings, run, judge.device, resume, judge.ready)
+        return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}
+
+
+def import_nvae(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    data_path: str | None = None,
+    readjust_bn: int = 0,
+    readjust_temperature: float = 1.0,
+    runs: str | Path = "runs",
+    device: str = "auto",
+) -> Run:
+    """Turn a published NVAE checkpoint into a run, ready for `train_prior` and `load`.  It is never unpickled freely.
+
+    Arguments:
+        path: the checkpoint.
+        out: the run's folder to make; `runs`/nvae-DATASET when None.
+        data_path: the images' folder or file, for the run's recipe.
+        readjust_bn: re-estimate the BatchNorm statistics on this many generated batches.
+        readjust_temperature: standard deviation of u in them.
+
+    Raises:
+        HebmError: the file cannot be used, or the run is there already (`hebmtool.run.imported`).
+    """
+    from hebmtool.compute import pick_device
+    from hebmtool.run.imported import import_checkpoint
+
+    root, name = (runs, None) if out is None else (Path(out).parent, Path(out).name)
+    return import_checkpoint(
+        path,
+        root,
+        name,
+        data_path=data_path,
+        readjust_bn=readjust_bn,
+        readjust_temperature=readjust_temperature,
+        device=pick_device(device),
+    )
