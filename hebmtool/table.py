@@ -92,19 +92,19 @@ def notes(table: Table) -> list[str]:
 
 def number_notes(*tables: Table) -> list[str]:
     """The cells' notes, each once, in the order in which the tables come to them; their numbers are put beside what
-    they are about: the head of a column whose cells all share one, else the cell.  A table without a head has them at
-    the end of its rows."""
+    they are about: the head of a column whose cells, two or more, share one, else the cell.  A table without a head has
+    them at the end of its rows."""
     found: dict[str, int] = {}
 
     def number(note: str) -> int | None:
         return found.setdefault(note, len(found) + 1) if note else None
 
     for table in tables:
-        columns = list(zip(*table.rows, strict=True))
-        alike = [len({cell.note for cell in column if cell.text}) == 1 for column in columns]
+        columns = [[cell for cell in column if cell.text] for column in zip(*table.rows, strict=True)]
+        alike = [len(column) > 1 and len({cell.note for cell in column}) == 1 for column in columns]
         for head, column, same in zip(table.head, columns, alike, strict=bool(table.head)):
             if same:
-                head.number = number(next(cell.note for cell in column if cell.text))
+                head.number = number(column[0].note)
         for row in table.rows:
             if table.head:
                 for cell, same in zip(row, alike, strict=True):

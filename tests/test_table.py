@@ -114,9 +114,9 @@ def test_a_note_of_a_whole_column_stands_in_its_head_others_at_their_cells():
 
 
 def test_an_absent_cell_does_not_keep_a_note_from_its_column():
-    found = Table(["", "x"], [["layer 2", Cell()], ["layer 1", Cell("5", "of all")]])
+    found = Table(["", "x"], [["layer 3", Cell("4", "of all")], ["layer 2", ""], ["layer 1", Cell("5", "of all")]])
     table.number_notes(found)
-    assert numbers(found) == [[1], [], []]
+    assert numbers(found) == [[1], [], [], []]
 
 
 def test_notes_are_numbered_as_they_are_come_to_over_several_tables():
@@ -124,7 +124,7 @@ def test_notes_are_numbered_as_they_are_come_to_over_several_tables():
     layers = Table(["", "x"], [["layer 1", Cell("1", "first")]])
     assert table.number_notes(whole, layers) == ["second", "first"]
     assert table.plain(whole) == "a   1  [1]\nbb  2\nc   3  [2]"
-    assert table.plain(layers) == "         x [2]\nlayer 1  1"
+    assert table.plain(layers) == "         x\nlayer 1  1 [2]"
 
 
 def told(text: str) -> dict[tuple[str, str], str]:

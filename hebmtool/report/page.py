@@ -1,24 +1,28 @@
-"""TODO."""
+"""What a page is made of, and the page: text, tables (`hebmtool.table`), pictures as PNG data URIs, charts as SVG.
+
+`report.html` lays it out.  Whatever is no Markup reaches it escaped.
+"""
 
 import base64
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 from PIL import Image
 
 from hebmtool import picture
 from hebmtool.errors import HebmError
 from hebmtool.report.plots import svg
+from hebmtool.table import ARROWS, Table
 
-WIDEST = 1100  # pixels of a picture
-
-
-# What a page is made of -----------------------------------------------------------------------------------------------
+WIDEST = 1100
+"""Pixels of a picture."""
 
 
 @dataclass
@@ -31,19 +35,9 @@ class Shown:
 
 
 @dataclass
-class Table:
-    """The first cell of a row is its heading; `numeric` says which columns are numbers."""
-
-    caption: str
-    head: list[str | Markup]
-    numeric: list[bool]
-    rows: list[list[str | Markup]]
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Section:
-    """layout: "images", "charts" or "images wide".  folded: (summary, text) shown on request."""
+    """layout: "images", "charts" or "images wide".  legend: names and CSS colours.  folded: (summary, text) shown on
+    request."""
 
     title: str
     layout: str = "images"
@@ -79,6 +73,18 @@ class Section:
         self.figures.append(Shown(Markup(svg(plot, name, f"Chart. {title} {caption}")), title, caption))
 
 
+def render(page: Mapping[str, object]) -> str:
+    """HTML of a page: its title, summary, facts (pairs), sections and footer."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = Path(__file__).with_name("report.html").read_text("utf-8")
+    return environment.from_string(template).render(page=page, arrows=ARROWS) + "\n"
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
 def code(command: str) -> Markup:
     return Markup("<code>{}</code>").format(command)
 
@@ -106,3 +112,8 @@ def duration(seconds: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def plural(n: int, word: str) -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{n} {word}{'s' * (n != 1)}"

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Charts as inline SVG, whose colours are the page's own, so that they follow its light and dark mode.
+
+matplotlib draws in stand-ins, which are then replaced by the page's CSS variables.
+"""
 
 import io
 import re
@@ -10,18 +13,19 @@ from markupsafe import Markup
 
 FEWEST, POINTS = 10, 80  # of a curve of means
 
-
 # What charts are drawn in, and the page's colours that stand in for it.
 INK, MUTED, RULE = "#0b0b01", "#0b0b02", "#0b0b03"
-
-
 CYCLE = [f"#0b0c{i:02x}" for i in range(8)]
-
-
-PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)"}
-
-
-# Charts ---------------------------------------------------------------------------------------------------------------
+PAGE_COLOURS = {
+    INK: "currentColor",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    **{colour: f"var(--c{i})" for i, colour in enumerate(CYCLE)},
+    # The greys of `hebmtool.judge.ood`.
+    "#bfbfbf": "var(--fill)",
+    "#cccccc": "var(--rule)",
+    "#808080": "var(--muted)",
+}
 
 
 def svg(plot: Callable[[Any], None], name: str, alternative: str) -> str:

@@ -120,7 +120,8 @@ def _prior_in_words(prior: dict) -> str:
     return text
 
 
-def _one_stage_in_words(found: dict) -> list[str]:
+def one_stage_facts(found: dict) -> dict[str, str]:
+    """What a run of one stage is made of, by name."""
     flow, run, [prior] = found["flow"], found["langevin"], found["priors"]
     chain = "persistent chains" if run["persistent"] else f"start from the {run['start']}"
     what = (
@@ -128,26 +129,31 @@ def _one_stage_in_words(found: dict) -> list[str]:
         if flow["transforms"]
         else "no couplings: N(0, I)"
     )
-    lines = [
-        f"generator: {found['parameters'] / 1e6:.2f} M parameters, one layer of {found['latent_dimensions']} latent "
+    return {
+        "generator": f"{found['parameters'] / 1e6:.2f} M parameters, one layer of {found['latent_dimensions']} latent "
         f"dimensions, Gaussian likelihood with sigma {found['sigma']}",
-        f"inference: Langevin, {run['steps']} steps of size {run['step_size']} in learning, {run['test_steps']} after, "
-        f"{chain}",
-        f"prior {prior['kind']}: {what}, {prior['step']} updates",
-    ]
+        "inference": f"Langevin, {run['steps']} steps of size {run['step_size']} in learning, {run['test_steps']} "
+        f"after, {chain}",
+        f"prior {prior['kind']}": f"{what}, {prior['step']} updates",
+    }
+
+
+def _one_stage_in_words(found: dict) -> list[str]:
+    lines, [prior] = [f"{name}: {fact}" for name, fact in one_stage_facts(found).items()], found["priors"]
     figures = prior["figures"]
     if figures:
         fd = "" if figures["fd"] is None else f"FD {figures['fd']:.3f} ({figures['features']} features), "
         lines.append(
-            f"  {fd}test reconstructions {_decibels(figures['psnr'])} (MSE {figures['mse']:.5f}), "
+            f"  {fd}test reconstructions {decibels(figures['psnr'])} (MSE {figures['mse']:.5f}), "
             f"inferred z to prior {figures['match']['prior']:.3f} (floor {figures['match']['floor']:.3f})"
         )
         if "recovery" in figures:
-            lines.append(f"  recovered pixels {_decibels(figures['recovery']['psnr'])}")
+            lines.append(f"  recovered pixels {decibels(figures['recovery']['psnr'])}")
         if figures["step"] != prior["step"]:
             lines.append(f"  measured at update {figures['step']}")
     return lines
 
 
-def _decibels(psnr: float | None) -> str:
-    return "exact" if psnr is None else f"{psnr:.2f} dB"  # JSON has no infinity
+def decibels(psnr: float | None) -> str:
+    """None, for JSON has no infinity, stands for no error at all."""
+    return "exact" if psnr is None else f"{psnr:.2f} dB"
