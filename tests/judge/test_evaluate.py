@@ -1,62 +1,32 @@
 """Judging a run: every prior beside its floor, uncertainty, provenance; runs side by side; the two commands."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hebmtool import data, files, picture, recipe
+from hebmtool import data, files, picture
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.judge import closure as closures
-from hebmtool.judge import compare as comparison
-from hebmtool.judge import evaluate
-from hebmtool.metrics import distances, inception
-from hebmtool.metrics import distances as metrics
+from hebmtool.judge.closure import closure, draw_seed, prior_images, reconstruct, reconstructions
+from hebmtool.judge.diagnose import PARTS
+from hebmtool.judge.evaluate import _doubts, _with_error, evaluate
+from hebmtool.judge.evaluation import kept
+from hebmtool.judge.sources import Source
+from hebmtool.judge.spaces import load_spaces
+from hebmtool.metrics import distances, embedded, inception
 from hebmtool.metrics.features import BATCH, load_features
+from hebmtool.metrics.figures import Figure
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import STATISTICS, load_prior
-from hebmtool.train.prior import train_prior
-from hebmtool.train.vae import train_vae
 from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
-TINY = [
-    *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=4"),
-    *("generator.decoder_channels=4", "train_vae.batch_size=16", "train_vae.iterations=40", "train_vae.lr=0.01"),
-    *("train_prior.batch_size=8", "train_prior.iterations=2", "prior.energy.width=4", "prior.steps=2"),
-    "evaluate.samples=40",
-]
 SPEED = "seconds per 1000 images"
+SAMPLERS = ((None, None), ("underdamped", 0.2))
 NAMES = ["FD", "KID", "precision", "recall", "density", "coverage"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder of runs holding `digits` with both kinds of prior."""
-    root = tmp_path_factory.mktemp("runs")
-    for kind in ("ebm", "diffusion-ebm"):
-        settings = recipe.load("digits", [*TINY, f"prior.kind={kind}"])
-        if kind == "ebm":
-            with Run.create(root, settings) as run:
-                train_vae(settings, run, CPU)
-        with Run.open("digits", root).lock() as run:
-            train_prior(settings, run, CPU)
-    return root
-
-
-@pytest.fixture
-def runs(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def run(runs):
-    return Run.open("digits", runs)
 
 
 def values(found, name):
@@ -68,7 +38,7 @@ def errors(found, name):
 
 
 def test_every_prior_stands_beside_the_floor(run):
-    found = evaluate.evaluate(run, CPU)
+    found = evaluate(run, CPU)
     everyone = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
     for name in NAMES:
         assert list(values(found, name)) == everyone
@@ -81,7 +51,7 @@ def test_every_prior_stands_beside_the_floor(run):
 
 def test_figures_are_those_of_the_images_themselves(run):
     """Once more, set by set, with the whole set in memory."""
-    found = evaluate.evaluate(run, CPU)
+    found = evaluate(run, CPU)
     settings = run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(None, images.shape, CPU)
@@ -90,8 +60,8 @@ def test_figures_are_those_of_the_images_themselves(run):
     radii = distances.neighbour_radii(near)
     prior = load_prior(run, "ebm", CPU)
     seen = {
-        "ebm": features(closures.prior_images(prior, 40, closures.draw_seed(settings))),
-        "reconstructions": features(closures.reconstructions(prior.generator, images, settings, 40)),
+        "ebm": features(prior_images(prior, 40, draw_seed(settings))),
+        "reconstructions": features(reconstructions(prior, images, settings, 40)),
     }
     for name, x in seen.items():
         assert values(found, "FD")[name] == pytest.approx(distances.frechet_distance(x, reference), rel=1e-5)
@@ -101,29 +71,19 @@ def test_figures_are_those_of_the_images_themselves(run):
             assert values(found, figure)[name] == pytest.approx(term.mean())
 
 
-@pytest.fixture
-def hole(monkeypatch):
-    """Perfect reconstructions: training of a few seconds leaves none to speak of, and so no hole to close."""
-
-    def reconstruct(generator, images, recipe, n, draw=0):
-        yield from images.batch(torch.arange(draw * n, (draw + 1) * n) % len(images)).split(BATCH)
-
-    monkeypatch.setattr(metrics, "reconstruct", reconstruct)
-
-
 def test_distances_are_those_training_ends_with(run):
-    found, kept = evaluate.evaluate(run, CPU), run.figures()["closure"]
+    found, kept = evaluate(run, CPU), run.figures()["closure"]
     for kind in ("ebm", "diffusion-ebm"):
         for of, key in ((kind, "fd_prior"), ("gaussian", "fd_gaussian"), ("reconstructions", "fd_reconstruction")):
             assert values(found, "FD")[of] == pytest.approx(kept[kind][key], rel=1e-5)
 
 
-def test_closure_is_that_of_each_prior_alone(run, hole):
-    found, settings = evaluate.evaluate(run, CPU), run.recipe()
+def test_closure_is_that_of_each_prior_alone(run, seeing):
+    found, settings = evaluate(run, CPU, features=seeing), run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    features = load_features(None, images.shape, CPU)
+    features = load_features(seeing, images.shape, CPU)
     for kind in ("ebm", "diffusion-ebm"):
-        alone = closures.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
         assert values(found, "closure")[kind] == pytest.approx(alone.closure, rel=1e-5)
         assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
 
@@ -135,14 +95,14 @@ def test_each_set_is_drawn_once(run, monkeypatch):
         drawn.append(prior.kind)
         return original(prior, *arguments, **options)
 
-    original = evaluate.sample
-    monkeypatch.setattr(evaluate, "sample", counted)
-    evaluate.evaluate(run, CPU)
+    original = sample
+    monkeypatch.setattr("hebmtool.judge.sources.sample", counted)
+    evaluate(run, CPU)
     assert drawn == ["gaussian", "ebm", "diffusion-ebm"]
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run):
-    first, second, other = (evaluate.evaluate(run, CPU, "ebm", seed=seed) for seed in (None, 0, 1))
+    first, second, other = (evaluate(run, CPU, "ebm", seed=seed) for seed in (None, 0, 1))
     for name in [*NAMES, "closure"]:
         assert values(first, name) == values(second, name)
     assert values(first, "FD") != values(other, "FD")
@@ -150,7 +110,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run):
 
 
 def test_one_kind_with_other_steps(run):
-    few, many = (evaluate.evaluate(run, CPU, "ebm", steps=steps, samples=20) for steps in (None, 9))
+    few, many = (evaluate(run, CPU, "ebm", steps=steps, samples=20) for steps in (None, 9))
     assert list(values(few, "FD")) == ["gaussian", "ebm", "reconstructions"]
     assert values(few, "FD")["gaussian"] == values(many, "FD")["gaussian"]
     assert values(few, "FD")["ebm"] != values(many, "FD")["ebm"]
@@ -158,9 +118,9 @@ def test_one_kind_with_other_steps(run):
 
 
 def test_fast_draws_as_sampling_does(run):
-    found = evaluate.evaluate(run, CPU, "diffusion-ebm", fast=True)
+    found = evaluate(run, CPU, "diffusion-ebm", fast=True)
     prior = load_prior(run, "diffusion-ebm", CPU, precision="bf16")
-    draws = closures.draw_seed(run.recipe(), 0)
+    draws = draw_seed(run.recipe(), 0)
     images = torch.cat(list(sample(prior, 40, draws, BATCH, steps=prior.fast_steps())))
     features = load_features(None, images.shape[1:], CPU)
     reference = features(data.load(run.recipe().data, "test").batch(range(180)))
@@ -171,46 +131,111 @@ def test_fast_draws_as_sampling_does(run):
 
 
 def test_fast_samples_are_not_what_diagnoses_judge(run):
-    with pytest.raises(UsageError, match="--fast"):
-        evaluate.evaluate(run, CPU, fast=True, parts=("likelihood",))
+    with pytest.raises(UsageError, match="drawing fast"):
+        evaluate(run, CPU, fast=True, parts=("likelihood",))
 
 
-def test_what_diagnoses_a_prior_is_judged_with_it(run, monkeypatch):
-    """The likelihood of each prior, the Gaussian one's said once; its own tests are in test_diagnose.py."""
-    found = evaluate.evaluate(run, CPU, parts=("likelihood",)).figures
-    rates = [figure for figure in found if figure.name == "rate" and figure.layer]
-    layers = load_prior(run, "gaussian", CPU).generator.L
-    assert sorted(figure.layer for figure in rates) == list(range(1, layers + 1))
-    assert {figure.of for figure in found if "bits/dim" in figure.name} >= {"gaussian", "diffusion-ebm"}
+def test_what_is_said_of_the_gaussian_prior_is_said_once(run):
+    found = evaluate(run, CPU, samples=20, parts=["likelihood"]).figures
+    elbo = [figure.of for figure in found if figure.name == "ELBO"]
+    assert elbo == ["gaussian", "ebm", "diffusion-ebm"]
+
+
+def test_what_diagnoses_a_prior_is_judged_with_it(hebm, runs):
+    """Nothing made shorter: what the two-sample tests learn on the way included."""
+    arguments = ("--runs", runs, "--prior", "ebm", "--samples", 20, "--likelihood", "--diagnose", "--json")
+    status, out, err = hebm("evaluate", "digits", *arguments)
+    assert status == 0, err
+    found = json.loads(out)["figures"]
+    names = {figure["name"] for figure in found}
+    assert {"FD", "log Z", "two-sample accuracy", "autocorrelation time", "gain given above", "G drift"} <= names
+    assert sorted(figure["layer"] for figure in found if figure["name"] == "rate" and figure["layer"]) == [1, 2]
+    assert {figure["of"] for figure in found if "bits/dim" in figure["name"]} == {"gaussian", "ebm"}
+    assert [figure.name for figure in kept(Run.open("digits", runs)).figures] == [figure["name"] for figure in found]
+
+
+def test_another_chain_draws_other_images_of_the_same_prior(run):
+    own, other = (evaluate(run, CPU, samples=20, chain=chain, theta=theta) for chain, theta in SAMPLERS)
+    assert values(own, "FD")["gaussian"] == values(other, "FD")["gaussian"]
+    assert all(values(own, "FD")[kind] != values(other, "FD")[kind] for kind in ("ebm", "diffusion-ebm"))
+    assert "sampler" not in own.provenance and "chain" not in own.lines()[1]
+    assert other.provenance["sampler"] == {"chain": "underdamped", "theta": 0.2}
+    assert other.lines()[1].endswith("chain underdamped, theta 0.2") and kept(run).provenance == other.provenance
+    prior = load_prior(run, "ebm", CPU).using(chain="underdamped", theta=0.2)
+    images = torch.cat(list(sample(prior, 20, draw_seed(run.recipe()), BATCH)))
+    reference = data.load(run.recipe().data, "test")
+    features = load_features(None, images.shape[1:], CPU)
+    expected = distances.frechet_distance(features(images), features(reference.batch(range(len(reference)))))
+    assert values(other, "FD")["ebm"] == pytest.approx(expected)
+    for kind, words in (("ebm", "no setting thetta"), ("gaussian", "no chain to choose")):
+        with pytest.raises(UsageError, match=words):
+            evaluate(run, CPU, kind, thetta=0.2)
+
+
+# A prior that was learned with its generator
+
+
+def test_a_flow_is_judged_beside_its_floor(flow):
+    found = evaluate(flow, CPU)
+    everyone = ["gaussian", "flow", "reconstructions"]
+    assert all(list(values(found, name)) == everyone for name in NAMES)
+    assert list(values(found, "closure")) == ["flow"] and list(values(found, SPEED)) == everyone[:2]
+    assert list(found.provenance["checkpoints"]) == ["prior-flow.safetensors"]
+    settings, prior = flow.recipe(), load_prior(flow, "flow", CPU)
+    images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
+    alone = closure(prior, images, test, settings, load_features(None, images.shape, CPU), 40)
+    fd = [values(found, "FD")[of] for of in everyone]
+    assert fd == pytest.approx([alone.fd_gaussian, alone.fd_prior, alone.fd_reconstruction], rel=1e-5)
+    assert fd[1] == pytest.approx(flow.figures()["flow"]["fd"], rel=1e-5)  # what training ended with
+    # Reconstructions are inferred, and later draws of other images.
+    several = evaluate(flow, CPU, repeats=2)
+    assert errors(several, "FD")["reconstructions"] > 0 and values(several, "FD")["flow"] != fd[1]
+
+
+def test_what_has_no_meaning_for_a_flow_is_one_sentence(flow, capsys):
+    found = evaluate(flow, CPU, samples=20, parts=PARTS)
+    assert "two-sample accuracy" in {figure.name for figure in found.figures}
+    assert [line.partition(" can")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "no likelihood",
+        "no chains",
+    ]
+    with pytest.raises(UsageError, match="takes none that could be; draw as usual"):
+        evaluate(flow, CPU, fast=True)
+    with pytest.raises(HebmError, match="no likelihood can be told"):
+        evaluate(flow, CPU, parts=["likelihood"])
+    with pytest.raises(UsageError, match="steps is 3"):
+        evaluate(flow, CPU, steps=3)
+    with pytest.raises(UsageError, match="no chain to choose"):
+        evaluate(flow, CPU, chain="underdamped")
+    with pytest.raises(HebmError, match="has no 'gaussian' prior"):
+        evaluate(flow, CPU, "gaussian")
 
 
 def test_a_run_without_a_trained_prior_is_judged_too(run):
     for kind in ("ebm", "diffusion-ebm"):
         run.prior_path(kind).unlink()
-    found = evaluate.evaluate(run, CPU)
+    found = evaluate(run, CPU)
     assert list(values(found, "FD")) == ["gaussian", "reconstructions"] and not values(found, "closure")
     assert all(errors(found, "FD").values())
-    assert values(evaluate.evaluate(run, CPU, "gaussian"), "FD") == values(found, "FD")
+    assert values(evaluate(run, CPU, "gaussian"), "FD") == values(found, "FD")
 
 
 def test_neighbourhoods_take_as_many_reference_images_as_are_judged(run):
-    few, many = (evaluate.evaluate(run, CPU, "gaussian", samples=samples) for samples in (12, 400))
+    few, many = (evaluate(run, CPU, "gaussian", samples=samples) for samples in (12, 400))
     for found, m in ((few, 12), (many, 180)):
         note = next(figure.note for figure in found.figures if figure.name == "coverage")
         assert f"k = 5, {m} images of each" in note
 
 
-def test_repeats_are_independent_draws(run, hole):
-    single, several = (evaluate.evaluate(run, CPU, "ebm", repeats=repeats) for repeats in (1, 3))
-    again = evaluate.evaluate(run, CPU, "ebm", repeats=3)
+def test_repeats_are_independent_draws(run, seeing):
+    single, several = (evaluate(run, CPU, "ebm", repeats=repeats, features=seeing) for repeats in (1, 3))
+    again = evaluate(run, CPU, "ebm", repeats=3, features=seeing)
     settings = run.recipe()
     test = data.load(settings.data, "test")
-    features = load_features(None, test.shape, CPU)
+    features = load_features(seeing, test.shape, CPU)
     reference, prior = features(test.batch(range(len(test)))), load_prior(run, "ebm", CPU)
     fd = [
-        distances.frechet_distance(
-            features(closures.prior_images(prior, 40, closures.draw_seed(settings, i))), reference
-        )
+        distances.frechet_distance(features(prior_images(prior, 40, draw_seed(settings, i))), reference)
         for i in range(3)
     ]
     assert fd[0] == pytest.approx(values(single, "FD")["ebm"], rel=1e-5) and len(set(fd)) == 3
@@ -226,22 +251,21 @@ def test_repeats_are_independent_draws(run, hole):
 def test_later_reconstructions_are_of_other_images(run):
     settings = run.recipe()
     images = data.load(settings.data, "train")
-    generator = load_prior(run, "gaussian", CPU).generator
-    read = []
+    prior, read = load_prior(run, "gaussian", CPU), []
     watched = data.Images(len(images), images.shape, lambda indices: (read.extend(indices), images.batch(indices))[1])
     n = len(images) - 10
     for draw in (0, 1):
-        assert sum(map(len, closures.reconstruct(generator, watched, settings, n, draw))) == n
+        assert sum(map(len, reconstruct(prior, watched, settings, n, draw))) == n
     assert read[:n] == list(range(n))
     assert read[n:] == [*range(n, n + 10), *range(n - 10)]
 
 
 def test_undefined_in_one_draw_is_undefined_and_says_so():
     draws = [
-        evaluate.Figure("closure", value, None, "ebm", "higher", note="undefined: no hole" if value is None else "ok")
+        Figure("closure", value, None, "ebm", "higher", note="undefined: no hole" if value is None else "ok")
         for value in (0.5, None, 0.7)
     ]
-    found = evaluate._with_error(draws)
+    found = _with_error(draws)
     assert found.value is None and found.error is None and found.note == "in 1 of 3 draws undefined: no hole"
 
 
@@ -254,7 +278,7 @@ def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
     assert moved
     extra = {f"{STATISTICS}{key}": value for key, value in whole.items() if "running_" in key} | moved
     checkpoint.save(path, tensors | extra, kind="ebm", recipe=header.recipe, step=header.step, extra=header.extra)
-    found = evaluate.evaluate(run, CPU)
+    found = evaluate(run, CPU)
     own = "gaussian (BatchNorm of ebm)", "reconstructions (BatchNorm of ebm)"
     fd = values(found, "FD")
     assert list(fd) == ["gaussian", own[0], "ebm", "diffusion-ebm", "reconstructions", own[1]]
@@ -262,7 +286,7 @@ def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(None, images.shape, CPU)
     for kind, (gaussian, floor) in (("ebm", own), ("diffusion-ebm", ("gaussian", "reconstructions"))):
-        alone = closures.closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
         assert values(found, "closure")[kind] == (
             None if alone.closure is None else pytest.approx(alone.closure, rel=1e-4)
         )
@@ -270,7 +294,7 @@ def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
 
 
 def test_held_against_the_training_images_there_is_no_closure(run):
-    found = evaluate.evaluate(run, CPU, "ebm", reference="train")
+    found = evaluate(run, CPU, "ebm", reference="train")
     images = data.load(run.recipe().data, "train")
     assert found.provenance["reference"]["images"] == len(images) and not values(found, "closure")
     assert "train images" in next(figure.note for figure in found.figures if figure.name == "FD")
@@ -300,9 +324,9 @@ def network(monkeypatch, cleanfid, tmp_path):
 
 
 def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
-    found = evaluate.evaluate(run, CPU, "ebm", samples=24, fid=["clean", "legacy_pytorch", "clean"])
+    found = evaluate(run, CPU, "ebm", samples=24, fid=["clean", "legacy_pytorch", "clean"])
     test = data.load(run.recipe().data, "test")
-    samples = closures.prior_images(load_prior(run, "ebm", CPU), 24, closures.draw_seed(run.recipe()))
+    samples = prior_images(load_prior(run, "ebm", CPU), 24, draw_seed(run.recipe()))
     for folder, batch in (("samples", samples), ("test", test.batch(range(len(test))))):
         (network / folder).mkdir()
         for i, image in enumerate(batch):
@@ -323,10 +347,10 @@ def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
 
 
 def test_figures_are_kept_with_what_they_were_made_with(run):
-    found = evaluate.evaluate(run, CPU, command="hebm evaluate digits")
-    kept = run.figures()["evaluate"]
-    assert kept["figures"][0]["value"] == pytest.approx(found.figures[0].value, rel=1e-5)
-    assert kept["provenance"] == found.provenance == json.loads(json.dumps(found.provenance))
+    found = evaluate(run, CPU, command="hebm evaluate digits")
+    there = run.figures()["evaluate"]
+    assert there["figures"][0]["value"] == pytest.approx(found.figures[0].value, rel=1e-5)
+    assert there["provenance"] == found.provenance == json.loads(json.dumps(found.provenance))
     assert found.provenance | {"device": 0, "torch": 0, "reference": 0} == {
         "command": "hebm evaluate digits",
         "seed": 0,
@@ -334,7 +358,7 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "repeats": 1,
         "steps": None,
         "reference": 0,
-        "features": [{"name": "embedded", "sha256": files.digest(distances.embedded.PATH)[:12]}],
+        "features": [{"name": "embedded", "sha256": files.digest(embedded.PATH)[:12]}],
         "checkpoints": {
             name: files.digest(run.path / name)[:12]
             for name in ("generator.safetensors", "prior-ebm.safetensors", "prior-diffusion-ebm.safetensors")
@@ -344,50 +368,13 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "device": 0,
     }
     assert "closure" in run.figures()  # what was there stays
-    assert [figure.name for figure in comparison.kept(run).figures] == [figure.name for figure in found.figures]
+    assert [figure.name for figure in kept(run).figures] == [figure.name for figure in found.figures]
 
 
-def test_figures_that_cannot_be_kept_are_still_given(run, monkeypatch, capsys):
-    def full(*_):
-        raise HebmError("no space left")
-
-    monkeypatch.setattr(Run, "set_figure", full)
-    assert evaluate.evaluate(run, CPU, "ebm", samples=8).figures
-    assert "not kept in the run: no space left" in capsys.readouterr().err
-
-
-def test_compare_says_what_differs(runs):
-    shutil.copytree(runs / "digits", runs / "other")
-    one, other = Run.open("digits", runs), Run.open("other", runs)
-    evaluate.evaluate(one, CPU, samples=20)
-    evaluate.evaluate(other, CPU, "ebm", samples=20)
-    alike = comparison.compare([one, other, one])
-    kinds = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
-    assert list(alike.columns) == [*(f"digits/{kind}" for kind in kinds), *(f"other/{k}" for k in kinds if k[0] != "d")]
-    assert not any("reconstructions" in prior for prior in alike.priors) and len(alike.priors) == 5
-    assert alike.warnings == []
-    evaluate.evaluate(other, CPU, "ebm", samples=12, seed=3)
-    (warning,) = comparison.compare([one, other]).warnings
-    assert "images per set 20 (digits), 12 (other)" in warning and "seed 0 (digits), 3 (other)" in warning
-    assert "feature" not in warning and "\n" not in warning
-
-
-def test_compare_notices_a_run_trained_since(run):
-    evaluate.evaluate(run, CPU, "ebm", samples=8)
-    assert comparison.compare([run]).warnings == []
-    run.prior_path("ebm").write_bytes(b"other")
-    (warning,) = comparison.compare([run]).warnings
-    assert "the figures of digits are of other checkpoints than it has now" in warning
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
-    evaluate.evaluate(run, CPU, "ebm", samples=8)
-    shutil.copytree(run.path, tmp_path / "elsewhere" / "digits")
-    found = comparison.compare([run, Run(tmp_path / "elsewhere" / "digits")])
-    assert {column.rpartition("/")[0] for column in found.columns} == {
-        str(run.path),
-        str(tmp_path / "elsewhere" / "digits"),
-    }
+def test_figures_that_cannot_be_kept_are_still_given(run, capsys):
+    run.figures_path.write_text("[1]")
+    assert evaluate(run, CPU, "ebm", samples=8).figures
+    assert "not kept in the run: " in (err := capsys.readouterr().err) and "is not a JSON object" in err
 
 
 # The commands
@@ -407,7 +394,7 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
         torch.__version__,
         "seed 0",
         "20 images per set",
-        files.digest(distances.embedded.PATH)[:12],
+        files.digest(embedded.PATH)[:12],
     ):
         assert words in out
 
@@ -425,22 +412,6 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
     assert (
         f"- command: hebm evaluate digits --runs {runs} --prior ebm --samples 20 --markdown\n" in out and digest in out
     )
-
-
-def test_compare_prints_a_table_json_and_markdown(hebm, runs):
-    shutil.copytree(runs / "digits", runs / "other")
-    for name, samples in (("digits", 20), ("other", 12)):
-        evaluate.evaluate(Run.open(name, runs), CPU, "ebm", samples=samples, command=f"of {name}")
-    status, out, err = hebm("compare", "digits", "other", "--runs", runs)
-    assert status == 0 and len(err.splitlines()) == 1 and "not judged alike" in err
-    assert out.splitlines()[0].split()[:2] == ["digits/gaussian", "digits/ebm"]
-    fd = next(line for line in out.splitlines() if line.startswith("FD"))
-    assert fd.count("*") == 1 and "other: command: of other" in out
-    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--json")
-    found = json.loads(out)
-    assert status == 0 and list(found["runs"]) == ["digits", "other"] and len(found["warnings"]) == 1
-    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--markdown")
-    assert status == 0 and out.startswith("|  | digits/gaussian | digits/ebm |") and "**" in out
 
 
 @pytest.mark.parametrize(
@@ -467,19 +438,10 @@ def test_mistakes_are_one_sentence(hebm, trained, monkeypatch, tmp_path, argumen
     assert found == status and out == "" and len(err.splitlines()) == 1 and words in err
 
 
-@pytest.mark.parametrize("kept", [{}, {"figures": [{"title": "FD"}], "provenance": {}}, {"figures": 3}, [1]])
-def test_damaged_kept_figures_are_one_sentence(hebm, run, kept):
-    run.set_figure("evaluate", kept)
-    status, _, err = hebm("compare", run.path)
-    assert status == 1 and "are not as evaluate leaves them; measure them with" in err and len(err.splitlines()) == 1
-
-
-def test_colour_images_need_a_network(run, monkeypatch):
-    monkeypatch.setattr(metrics, "load_features", lambda *_: None)
-    with pytest.raises(HebmError, match="--features, or Inception with --fid"):
-        evaluate.evaluate(run, CPU)
-    with pytest.raises(UsageError):
-        evaluate.evaluate(run, CPU, fid=["nothing"])
+def test_colour_images_need_a_network():
+    colour = data.Images(2, (3, 8, 8), lambda indices: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(HebmError, match="give a TorchScript one for these images, or name a mode of FID"):
+        load_spaces(None, [], colour, "digest", 2, CPU)
 
 
 @pytest.mark.parametrize(
@@ -494,16 +456,16 @@ def test_colour_images_need_a_network(run, monkeypatch):
 )
 def test_a_closure_is_doubted_where_precision_falls_below_that_of_its_bounds(value, error, closure, doubted):
     figures = [
-        evaluate.Figure("precision", 0.67, error, "gaussian", "higher"),
-        evaluate.Figure("precision", value, error, "ebm", "higher"),
-        evaluate.Figure("precision", 0.65, error, "reconstructions", "higher"),
-        evaluate.Figure("closure", closure, 0.06, "ebm", "higher"),
+        Figure("precision", 0.67, error, "gaussian", "higher"),
+        Figure("precision", value, error, "ebm", "higher"),
+        Figure("precision", 0.65, error, "reconstructions", "higher"),
+        Figure("closure", closure, 0.06, "ebm", "higher"),
     ]
     sources = [
-        evaluate.Source(name, lambda draw: iter(()), baseline)
+        Source(name, lambda draw: iter(()), baseline)
         for name, baseline in (("gaussian", None), ("ebm", ("gaussian", "reconstructions")), ("reconstructions", None))
     ]
-    doubts = list(evaluate._doubts(figures, sources))
+    doubts = list(_doubts(figures, sources))
     assert len(doubts) == doubted
     assert all("ebm has precision 0.500, where reconstructions has 0.650" in doubt for doubt in doubts)
 
@@ -511,11 +473,11 @@ def test_a_closure_is_doubted_where_precision_falls_below_that_of_its_bounds(val
 @pytest.mark.parametrize(("value", "doubted"), [(0.01, False), (0.031, False), (0.074, True)])
 def test_a_closure_is_doubted_where_more_pixels_are_saturated_than_in_its_bounds(value, doubted):
     figures = [
-        evaluate.Figure("saturated", 0.004, 0.002, "gaussian"),
-        evaluate.Figure("saturated", value, 0.002, "ebm"),
-        evaluate.Figure("saturated", 0.03, 0.002, "reconstructions"),
-        evaluate.Figure("closure", 0.9, 0.06, "ebm"),
+        Figure("saturated", 0.004, 0.002, "gaussian"),
+        Figure("saturated", value, 0.002, "ebm"),
+        Figure("saturated", 0.03, 0.002, "reconstructions"),
+        Figure("closure", 0.9, 0.06, "ebm"),
     ]
-    sources = [evaluate.Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
-    doubts = list(evaluate._doubts(figures, sources))
+    sources = [Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
+    doubts = list(_doubts(figures, sources))
     assert len(doubts) == doubted and all("saturated 0.074" in doubt for doubt in doubts)

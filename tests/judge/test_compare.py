@@ -1,0 +1,77 @@
+"""Runs side by side: what differs between them is said, and torch is not needed to say it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hebmtool.judge.compare import compare
+from hebmtool.judge.evaluate import evaluate
+from hebmtool.run.folder import Run
+
+CPU = torch.device("cpu")
+
+
+def test_compare_says_what_differs(runs):
+    shutil.copytree(runs / "digits", runs / "other")
+    one, other = Run.open("digits", runs), Run.open("other", runs)
+    evaluate(one, CPU, samples=20)
+    evaluate(other, CPU, "ebm", samples=20)
+    alike = compare([one, other, one])
+    kinds = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
+    assert list(alike.columns) == [*(f"digits/{kind}" for kind in kinds), *(f"other/{k}" for k in kinds if k[0] != "d")]
+    assert not any("reconstructions" in prior for prior in alike.priors) and len(alike.priors) == 5
+    assert alike.warnings == []
+    evaluate(other, CPU, "ebm", samples=12, seed=3)
+    (warning,) = compare([one, other]).warnings
+    assert "images per set 20 (digits), 12 (other)" in warning and "seed 0 (digits), 3 (other)" in warning
+    assert "feature" not in warning and "\n" not in warning
+
+
+def test_compare_notices_a_run_trained_since(run):
+    evaluate(run, CPU, "ebm", samples=8)
+    assert compare([run]).warnings == []
+    run.prior_path("ebm").write_bytes(b"other")
+    (warning,) = compare([run]).warnings
+    assert "the figures of digits are of other checkpoints than it has now" in warning
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+    evaluate(run, CPU, "ebm", samples=8)
+    shutil.copytree(run.path, tmp_path / "elsewhere" / "digits")
+    found = compare([run, Run(tmp_path / "elsewhere" / "digits")])
+    assert {column.rpartition("/")[0] for column in found.columns} == {
+        str(run.path),
+        str(tmp_path / "elsewhere" / "digits"),
+    }
+
+
+def test_compare_prints_a_table_json_and_markdown(hebm, runs):
+    shutil.copytree(runs / "digits", runs / "other")
+    for name, samples in (("digits", 20), ("other", 12)):
+        evaluate(Run.open(name, runs), CPU, "ebm", samples=samples, command=f"of {name}")
+    status, out, err = hebm("compare", "digits", "other", "--runs", runs)
+    assert status == 0 and len(err.splitlines()) == 1 and "not judged alike" in err
+    assert out.splitlines()[0].split()[:2] == ["digits/gaussian", "digits/ebm"]
+    fd = next(line for line in out.splitlines() if line.startswith("FD"))
+    assert fd.count("*") == 1 and "other: command: of other" in out
+    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--json")
+    found = json.loads(out)
+    assert status == 0 and list(found["runs"]) == ["digits", "other"] and len(found["warnings"]) == 1
+    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--markdown")
+    assert status == 0 and out.startswith("|  | digits/gaussian | digits/ebm |") and "**" in out
+
+
+@pytest.mark.parametrize("kept", [{}, {"figures": [{"title": "FD"}], "provenance": {}}, {"figures": 3}, [1]])
+def test_damaged_kept_figures_are_one_sentence(hebm, run, kept):
+    run.set_figure("evaluate", kept)
+    status, _, err = hebm("compare", run.path)
+    assert status == 1 and "are not as evaluate leaves them; measure them with" in err and len(err.splitlines()) == 1
+
+
+def test_neither_torch_nor_numpy_is_needed_to_compare():
+    code = "import sys, hebmtool.judge.compare; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
