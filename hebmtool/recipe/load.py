@@ -35,7 +35,7 @@ def load(source: str | Path | Mapping, overrides: Sequence[str] = ()) -> Recipe:
     no such file exists), or in a nested mapping, with `overrides` ("part.key=value", the value in YAML) applied in
     order.
 
-    Raises UsageError (exit 2) naming the file or `--set`, the key, what was found and what is allowed.
+    Raises UsageError (exit 2) naming the file or the override, the key, what was found and what is allowed.
     """
     named = not isinstance(source, Mapping)
     tree = _parse(_read(source), str(source)) if named else copy.deepcopy(dict(source))
@@ -44,21 +44,24 @@ def load(source: str | Path | Mapping, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, value = override.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            raise UsageError(f"--set {show(override)} is malformed; write part.key=value, such as prior.levels=6")
+            raise UsageError(
+                f"the override {show(override)} is malformed; write part.key=value, such as prior.levels=6"
+            )
         *parts, leaf = key.split(".")
         branch = tree
         for part in parts:
             if not isinstance(branch.get(part), dict):
                 branch[part] = {}
             branch = branch[part]
-        branch[leaf] = _parse(value, f"--set {key}")
-    return from_dict(tree, "--set") if overrides else recipe
+        branch[leaf] = _parse(value, f"the override of {key}")
+    return from_dict(tree, "overrides") if overrides else recipe
 
 
 def from_dict(d: Any, where: str = "") -> Recipe:
     """Validate a nested mapping, as read from YAML or a checkpoint's header; absent keys take their defaults.
 
-    `where` (a file, `--set`) opens the error. Raises UsageError for the first mistake, with the number of the others.
+    `where` (a file, "overrides") opens the error.  Raises UsageError for the first mistake, with the number of the
+    others.
     """
     opening = f"{where}: " if where else ""
     if not isinstance(d, Mapping):
@@ -127,8 +130,6 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
-
-
 _Loader.add_constructor("!number", _Loader.construct_number)
 
 

@@ -2,8 +2,8 @@
 
 A recipe has seven parts, in the order data flows: `data`, `generator`, `train_vae` (stage one), `prior`, `flow` (which
 replaces generator and stage one where `prior.kind` is flow), `train_prior` (stage two), `evaluate`.  Every key has a
-default, is validated, and can be overridden on the command line with `--set part.key=value`.  The resolved recipe is
-written into the run folder and into every checkpoint's header.
+default, is validated, and can be overridden (`part.key=value`).  The resolved recipe is written into the run folder and
+into every checkpoint's header.
 """
 
 import re
@@ -17,11 +17,7 @@ from hebmtool.recipe.mistakes import show
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
 
 CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
-
-
 CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
-
-
 CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
 
 
@@ -199,7 +195,8 @@ class Prior(Part):
     )
     steps: int = Field(50, ge=1, description="K, Langevin steps per level")
     fast: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="steps of each level with --fast, least noise first; none: K at the first, 0 at the others"
+        None,
+        description="steps of each level when drawing fast, least noise first; none: K at the first, 0 at the others",
     )
     chain: CHAINS.type = Field("langevin", description="'langevin' is the published chain")
     eta: float = Field(3e-5, gt=0, description="step size of the published chain")

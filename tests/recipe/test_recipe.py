@@ -11,6 +11,8 @@ import yaml
 
 from hebmtool import recipe
 from hebmtool.errors import UsageError
+from hebmtool.recipe import mistakes
+from hebmtool.recipe.load import _Loader
 
 FLOW = ["celeba-flow", "cifar10-flow", "digits-flow", "mnist-flow", "svhn-flow"]
 HIERARCHICAL = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist", "mnist-anomaly"]
@@ -21,7 +23,7 @@ CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 def fields(part=recipe.Recipe, path=""):
     for name, field in part.model_fields.items():
         yield path + name, field
-        if recipe._is_part(field):
+        if mistakes._is_part(field):
             yield from fields(field.annotation, f"{path}{name}.")
 
 
@@ -97,7 +99,7 @@ def test_published_settings_of_stage_two():
 
 def test_text_is_the_file_as_written():
     assert recipe.text("digits").startswith("# ")
-    assert recipe.from_dict(yaml.load(recipe.text("digits"), recipe._Loader)) == recipe.load("digits")
+    assert recipe.from_dict(yaml.load(recipe.text("digits"), _Loader)) == recipe.load("digits")
     with pytest.raises(UsageError, match="no built-in recipe is named 'digit'.*did you mean 'digits'"):
         recipe.text("digit")
 
@@ -116,7 +118,7 @@ def test_a_recipes_path_means_the_built_in_one_only_where_no_such_file_exists(tm
 
 def test_a_wheel_carries_the_recipes(tmp_path):
     pytest.importorskip("hatchling")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     project, unpacked = tmp_path / "project", tmp_path / "unpacked"
     copytree(root / "hebmtool", project / "hebmtool")
     copytree(root / "recipes", project / "recipes")
@@ -142,7 +144,7 @@ def test_every_key_has_a_description_a_default_and_a_sentence_of_what_is_allowed
     assert field.description
     assert not field.is_required()
     if path != "generator.cells":  # which has checks of its own
-        assert recipe._allowed(field)
+        assert mistakes._allowed(field)
 
 
 def test_the_defaults_are_a_valid_recipe():
@@ -207,10 +209,10 @@ def test_a_malformed_override_is_refused(override):
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("prior.levles=3", "--set: unknown key prior.levles; prior has the keys kind, levels"),
-        ("prior.levels.deep=3", "--set: prior.levels is a mapping, but must be a whole number of at least 2"),
-        ("prior.levels=[1", "--set prior.levels, line 1: not valid YAML"),
-        ("prior.levels=1", "--set: prior.levels is 1, but must be a whole number of at least 2"),
+        ("prior.levles=3", "overrides: unknown key prior.levles; prior has the keys kind, levels"),
+        ("prior.levels.deep=3", "overrides: prior.levels is a mapping, but must be a whole number of at least 2"),
+        ("prior.levels=[1", "the override of prior.levels, line 1: not valid YAML"),
+        ("prior.levels=1", "overrides: prior.levels is 1, but must be a whole number of at least 2"),
     ],
 )
 def test_a_mistaken_override_is_named(override, said):
