@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hebmtool import files
+from hebmtool.errors import HebmError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,13 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[..., C, H, W] in [0, 1] -> uint8 in 0..255."""
+    """[..., C, H, W] in [0, 1] -> uint8 in 0..255.  Raises HebmError where a pixel is not finite."""
+    if not images.isfinite().all():
+        wrong = (~images.isfinite().flatten(-3).all(-1)).sum().item()
+        raise HebmError(
+            f"{wrong} of {images[..., 0, 0, 0].numel()} images are not finite: weights, latents or a temperature have "
+            "left the numbers; draw with a lower temperature, or take another checkpoint"
+        )
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 

@@ -71,14 +71,22 @@ def load(
     """Read the checkpoint at `path` onto `device`; with `prefix`, only the keys that begin with it, without it.
 
     Raises `HebmError` when the file is missing, damaged, not a checkpoint of this package, written in a newer format,
-    or holds another kind than the `kind` asked for.
+    holds another kind than the `kind` asked for, or values that are not finite.
     """
     with opened(Path(path), "pt") as (file, found):
         if kind is not None and found.kind != kind:
             raise HebmError(f"{path} holds a '{found.kind}' checkpoint where a '{kind}' one is needed; give that file")
         prefix = prefix or ""
         keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict, cannot be iterated)
-        return {key.removeprefix(prefix): file.get_tensor(key).to(device) for key in keys}, found
+        tensors = {key.removeprefix(prefix): file.get_tensor(key).to(device) for key in keys}
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            wrong = (~tensor.isfinite()).sum().item()
+            raise HebmError(
+                f"{path} holds '{key}' with {wrong} of {tensor.numel()} values that are not finite; train it again with "
+                "a lower learning rate, or take another file"
+            )
+    return tensors, found
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

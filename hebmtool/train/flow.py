@@ -105,7 +105,7 @@ def _check_resumable(recipe: Recipe, run: Run) -> None:
     if not train_path.is_file():
         raise HebmError(f"there is no '{KIND}' prior to resume in {run.path}; start a new one instead")
     old = checkpoint.recipe(train_path, checkpoint.header(train_path))
-    may_change = ("iterations", "lr", "lr_decay", *HOUSEKEEPING)
+    may_change = ("iterations", "lr", "lr_decay", "clip", *HOUSEKEEPING)
     free = {key: getattr(recipe.train_prior, key) for key in may_change}
     old.train_prior = old.train_prior.model_copy(update=free)
     old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})

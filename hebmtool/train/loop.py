@@ -28,6 +28,8 @@ from hebmtool.run.folder import Run
 HOUSEKEEPING = ("log_every", "sample_every", "save_every")
 # A loss beyond this has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
+# A weight beyond this has, though the loss may not show it yet.
+WEIGHT_BOUND = 1e8
 
 
 def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) -> float:
@@ -152,13 +154,17 @@ class Updates:
         norms = [torch.nn.utils.clip_grad_norm_(list(p.parameters()), clip).item() for p in parts or [module]]
         value = loss.item()
         if not (abs(value) < LOSS_BOUND and all(map(math.isfinite, norms))):  # NaN fails both
-            raise HebmError(
-                f"training diverged at update {self.step + 1}: loss {value:.4g}, gradient norm {max(norms):.4g}; "
-                f"what {self.run.path} held before is kept; lower {knobs} and start again, or resume"
-            )
+            found = f"loss {value:.4g}, gradient norm {max(norms):.4g}"
+            raise HebmError(f"training diverged at update {self.step + 1}: {found}; {self._way_out(knobs)}")
         optimizer.step()
         ema.update(module, self.step)
         return norms
+
+    def _way_out(self, knobs: str) -> str:
+        if self.kept is not None and self.kept.is_file():
+            made = checkpoint.header(self.kept).step
+            return f"{self.run.path} holds what there was after {made} updates; lower {knobs} and resume it"
+        return f"nothing was saved before; lower {knobs} and start again"
 
     @property
     def to_log(self) -> bool:
@@ -177,6 +183,20 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{key}": value for key, value in tensors.items()}
 
 
+def check_sane(tensors: dict[str, Tensor], path: Path, step: int) -> None:
+    """Raise HebmError where weights or statistics are not finite, or so large that nothing can follow from them."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        largest = tensor.abs().max().item()
+        if not largest < WEIGHT_BOUND:  # NaN fails too
+            before = f"; {path} is kept as it was saved before" if path.is_file() else ""
+            raise HebmError(
+                f"training ran away by update {step}: '{name}' reaches {largest:.3g}, where at most {WEIGHT_BOUND:.0e} "
+                f"can be gone on from{before}; lower the learning rate, and {'resume' if before else 'start again'}"
+            )
+
+
 def save_training(
     path: Path,
     recipe: Recipe,
@@ -188,8 +208,13 @@ def save_training(
     extra: nn.Module | None = None,
     origin: dict | None = None,
 ) -> None:
-    """Everything needed to continue after `step` updates, in one file; `origin` goes into its header."""
+    """Everything needed to continue after `step` updates, in one file; `origin` goes into its header.
+
+    Raises:
+        HebmError: the weights have run away, though no loss has told of it yet; what was saved before stays.
+    """
     tensors = prefixed("model", module.state_dict()) | prefixed("ema", ema.tensors)
+    check_sane(tensors, path, step)
     tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
     if extra is not None:
         tensors |= prefixed("extra", extra.state_dict())

@@ -165,7 +165,7 @@ def _check_place(recipe: Recipe, run: Run, resume: bool) -> None:
     header = checkpoint.header(train_path)
     # A finished prior may be trained on, at another learning rate too.
     old = checkpoint.recipe(train_path, header)
-    may_change = ("iterations", "lr", "lr_decay", "label_iterations", "label_lr", *HOUSEKEEPING)
+    may_change = ("iterations", "lr", "lr_decay", "clip", "label_iterations", "label_lr", *HOUSEKEEPING)
     free = {key: getattr(recipe.train_prior, key) for key in may_change}
     old.train_prior = old.train_prior.model_copy(update=free)
     may_change = ["labels", "label_layers", *(_sampler(old, recipe))]

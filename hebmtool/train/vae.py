@@ -27,6 +27,8 @@ from hebmtool.run.folder import Run
 from hebmtool.run.open import KIND
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training, warm_cosine
 
+# What a training may go on with otherwise than it began: how far, how fast, and when something is written.
+MAY_CHANGE = ("iterations", "lr", "lr_min", "lr_warmup", "clip", *HOUSEKEEPING)
 SHOWN = 512
 """Test images of the bound while training."""
 
@@ -74,6 +76,11 @@ def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, dev
             total += elbo.sum().item()
             bits += generator.bits_per_dim(elbo).sum().item()
             kl = kl + posterior.kl.sum(0)
+    if not math.isfinite(total):
+        raise HebmError(
+            f"the bound on {n} test images is not finite, though training's was: the averaged BatchNorm statistics "
+            "have left the numbers; train again with a lower train_vae.lr"
+        )
     return Bound(total / n, bits / n, (kl / n).tolist())
 
 
@@ -91,7 +98,8 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         if not run.generator_train_path.is_file():
             raise HebmError(f"there is no generator to resume in {run.path}; start a new one instead")
         old = checkpoint.recipe(run.generator_train_path, checkpoint.header(run.generator_train_path))
-        old.train_vae = old.train_vae.model_copy(update={key: getattr(config, key) for key in HOUSEKEEPING})
+        free = {key: getattr(config, key) for key in MAY_CHANGE}
+        old.train_vae = old.train_vae.model_copy(update=free)
         old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
