@@ -7,6 +7,7 @@ from hebmtool import recipe
 from hebmtool.generator import Generator, TopDown
 from hebmtool.generator.likelihood import FixedGaussian
 from hebmtool.prior import KINDS, EnergyPrior, Prior, make_prior
+from hebmtool.prior.labels import LabelEnergy
 
 FLOW = {"latent": 5, "transforms": 4, "hidden": 8, "width": 4}
 ENERGY_KINDS = [kind for kind, of in KINDS.items() if issubclass(of, EnergyPrior)]
@@ -30,6 +31,18 @@ def toy_prior(generator, kind="diffusion-ebm", chain="preconditioned", weight=1e
                 nn.init.normal_(p, std=weight)
     prior.settle()
     return prior
+
+
+def toy_label(generator, name="class", values=("a", "b", "c"), chosen=None, levels=3) -> LabelEnergy:
+    """A label whose networks have random weights where they start at zero, as if it had been trained."""
+    energy = recipe.Energy(reads="z+state", width=6, blocks=1)
+    label = LabelEnergy(name, values, levels, generator, energy, chosen)
+    for p in label.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)
+    label.energy.settle()
+    label.energy.fix()
+    return label.eval()
 
 
 class Plane(Generator):
