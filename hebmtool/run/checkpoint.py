@@ -83,8 +83,8 @@ def load(
         if not tensor.isfinite().all():
             wrong = (~tensor.isfinite()).sum().item()
             raise HebmError(
-                f"{path} holds '{key}' with {wrong} of {tensor.numel()} values that are not finite; train it again with "
-                "a lower learning rate, or take another file"
+                f"{path} holds '{key}' with {wrong} of {tensor.numel()} values that are not finite; train it again "
+                "with a lower learning rate, or take another file"
             )
     return tensors, found
 
