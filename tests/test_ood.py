@@ -14,17 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hebmtool.prior.kinds import make_prior
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from hebmtool import data, recipe
 from hebmtool.data import anywhere
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.judge import battery, ood
-from hebmtool.metrics import detection
 from hebmtool.noise import Noise, derive_seed
-from hebmtool.prior.kinds import make_prior
 from hebmtool.run.folder import Run
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
@@ -180,51 +177,6 @@ def test_what_a_scorer_refuses(tower):
         Scorer(joint, settings).check(3)
 
 
-# Figures of merit
-
-
-@pytest.mark.parametrize("digits", [6, 1, 0])  # fewer digits, more ties
-def test_figures_are_those_of_scikit_learn(digits):
-    rng = np.random.default_rng(digits)
-    inside, outside = rng.normal(1, 1, 70).round(digits), rng.normal(0, 1.5, 40).round(digits)
-    found = detection.figures_of_merit(inside, outside)
-    y, anomaly = np.r_[np.zeros(70), np.ones(40)], -np.r_[inside, outside]
-    assert found["auroc"] == pytest.approx(roc_auc_score(y, anomaly))
-    assert found["auprc"] == pytest.approx(average_precision_score(y, anomaly))
-    fpr, tpr, _ = roc_curve(y, anomaly, drop_intermediate=False)
-    assert found["fpr95"] == pytest.approx(fpr[tpr >= 0.95].min())
-
-
-def test_figures_at_the_ends():
-    low, high = np.arange(10.0), np.arange(20.0, 30.0)
-    assert detection.figures_of_merit(high, low) == {"auroc": 1.0, "auprc": 1.0, "fpr95": 0.0}
-    swapped = detection.figures_of_merit(low, high)
-    assert swapped["auroc"] == 0.0 and swapped["fpr95"] == 1.0
-    flat = detection.figures_of_merit(np.zeros(30), np.zeros(10))
-    assert flat == {"auroc": 0.5, "auprc": 0.25, "fpr95": 1.0}
-
-
-def test_a_weight_of_two_is_an_image_twice():
-    rng = np.random.default_rng(3)
-    inside, outside = rng.normal(1, 1, 12), rng.normal(0, 1, 9)
-    w_in, w_out = rng.integers(0, 3, (1, 12)), rng.integers(0, 3, (1, 9))
-    found = detection._curves(inside, outside, w_in.astype(float), w_out.astype(float))[:, 0]
-    repeated = detection.figures_of_merit(np.repeat(inside, w_in[0]), np.repeat(outside, w_out[0]))
-    assert found == pytest.approx(list(repeated.values()))
-
-
-def test_intervals_cover_and_shrink():
-    # True AUROC of N(1, 1) against N(0, 1): Phi(1 / sqrt 2) = 0.7602.
-    rng, covered = np.random.default_rng(0), 0
-    for trial in range(60):
-        low, high = detection.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200, trial)["auroc_interval"]
-        covered += low <= 0.7602 <= high
-    assert covered >= 51  # 95% of 60 is 57; at 95% fewer than 51 has a probability below 0.2%
-    wide = detection.figures_of_merit(rng.normal(1, 1, 60), rng.normal(0, 1, 60), 200)["auroc_interval"]
-    narrow = detection.figures_of_merit(rng.normal(1, 1, 6000), rng.normal(0, 1, 6000), 200)["auroc_interval"]
-    assert np.diff(narrow) < 0.3 * np.diff(wide)
-
-
 # Choosing a cut
 
 
@@ -246,81 +198,6 @@ def test_the_cut_is_the_one_that_finds_the_models_own_outliers(tower):
     dark = grey(30) // 8
     cut, by = scoring.blind_cut(Toy(tower), dark)
     assert cut == 1 and by[0] == 0.5 and by[1] > 0.99 and by[2] < 0.01
-
-
-class Few:
-    """A test split."""
-
-    shape = (1, 8, 8)
-
-    def __init__(self, images):
-        self.images, self.asked = images, []
-
-    def __len__(self):
-        return len(self.images)
-
-    def batch(self, indices):
-        self.asked.append(list(indices))
-        return self.images[list(indices)]
-
-
-def test_comparison_judges_on_other_images_than_it_chooses_by(tower, monkeypatch):
-    monkeypatch.setattr(ood, "default_cut", lambda scorer, test: scoring.blind_cut(scorer, test.batch(range(10))))
-    test = Few(grey(30) // 8)
-    sets = [("bright", 255 - grey(20, seed=1) // 8), ("dim", grey(25, seed=2) // 8)]
-    (found,) = ood.compare([Toy(tower)], test, 500, None, iter(sets))
-    assert sorted(map(tuple, test.asked)) == [tuple(range(10)), tuple(range(10, 30))]
-    assert found.chosen == 1 and len(found.inside) == 20
-    assert found.rows["bright", 1]["auroc"] == 1.0 and found.rows["bright", 2]["auroc"] == 0.0
-    assert found.worst(1) == ("dim", found.rows["dim", 1]["auroc"])
-    assert found.best == max((0, 1, 2), key=lambda k: min(found.rows[name, k]["auroc"] for name in ("bright", "dim")))
-    assert set(found.rows) == {(name, k) for name in ("bright", "dim") for k in range(3)}
-    drawn = ood.figure([found])
-    assert drawn.startswith(b"\x89PNG")
-    lines = ood.table([found]).splitlines()
-    assert len(lines) == 7 and sum("1*" in line for line in lines) == 2
-    with pytest.raises(HebmError, match="at least 6 test images"):
-        ood.compare([Toy(tower)], Few(grey(5)), 500, None, iter(sets))
-
-
-# The battery
-
-
-def members(test, source="mnist", seed=0):
-    return dict(battery.battery(test, recipe.Data(source=source), tuple(test.shape[1:]), seed))
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 12)])
-def test_battery_members_are_what_they_say(shape):
-    test = grey(30, shape)
-    found = members(test)
-    assert list(found) == ["noise", "constant", "shuffled", "mixed", "inverted", "digits", "photos"]
-    for images in found.values():
-        assert images.dtype == torch.uint8 and images.shape == test.shape
-    assert abs(found["noise"].float().mean() - 127.5) < 3 and found["noise"].unique().numel() == 256
-    constant = found["constant"].flatten(2)
-    assert (constant == constant[..., :1]).all() and constant[..., 0].unique().numel() > 15
-    before, after = (x.flatten(2).transpose(1, 2).tolist() for x in (test, found["shuffled"]))
-    assert all(sorted(a) == sorted(b) and a != b for a, b in zip(before, after, strict=True))
-    for image in found["mixed"]:
-        halves = (test[:, None].int() + test[None].int()) // 2
-        pairs = (halves == image).flatten(2).all(2).nonzero()
-        assert len(pairs) and all(i != j for i, j in pairs.tolist())
-    assert torch.equal(found["inverted"].int() + test.int(), torch.full_like(test, 255).int())
-    assert found["photos"].float().flatten(1).std(1).min() > 1
-    assert found["photos"].flatten(1).unique(dim=0).shape[0] == 30
-
-
-def test_battery_is_a_function_of_its_seed():
-    test = grey(12)
-    again, other = members(test), members(test, seed=1)
-    for name, images in members(test).items():
-        assert torch.equal(images, again[name])
-        assert torch.equal(images, other[name]) == (name == "inverted")
-
-
-def test_digits_are_no_outliers_to_a_run_on_digits():
-    assert "digits" not in members(grey(4), "digits") and "photos" in members(grey(4), "digits")
 
 
 # Images from anywhere
@@ -509,53 +386,6 @@ def test_nothing_on_standard_input_and_an_empty_folder(hebm, runs, tmp_path, mon
     (tmp_path / "empty").mkdir()
     status, out, err = hebm("ood-score", tmp_path / "empty", "--layer", 0, "--runs", runs)
     assert (status, out) == (1, "") and "no images in" in err and err.count("\n") == 1
-
-
-def test_auroc_of_the_battery(hebm, runs, tmp_path):
-    out_path = tmp_path / "figure.png"
-    status, out, err = hebm("ood-score", "--auroc", "-n", 20, "--draws", 1, "--runs", runs, "--out", out_path)
-    assert status == 0, err
-    lines = out.splitlines()
-    sets = ["noise", "constant", "shuffled", "mixed", "inverted", "photos"]
-    # A line per set and cut: energy by both schemes and likelihood at 0 and 1, the ratio at 1; then a sentence each.
-    assert len(lines) == 1 + len(sets) * (3 * 2 + 1) + 4
-    assert all(sum(f"  {name} " in line for line in lines) == 7 for name in sets)
-    assert [line.split(":")[0] for line in lines[-4:]] == [
-        "energy (inference)",
-        "energy (diffusion)",
-        "likelihood",
-        "llr",
-    ]
-    assert all("best in hindsight" in line for line in lines[-4:])
-    with Image.open(out_path) as image:
-        assert image.format == "PNG" and image.width > 1000
-    status, _, err = hebm("ood-score", "--auroc", "-n", 20, "--runs", runs, "--out", out_path)
-    assert status == 1 and "--force" in err
-
-
-def test_auroc_of_ones_own_sets_as_json(hebm, runs, imgs, tmp_path):
-    np.save(tmp_path / "bright.npy", 255 - grey(9)[:, 0].numpy() // 8)
-    given = (
-        "--ood",
-        imgs,
-        "--ood",
-        tmp_path / "bright.npy",
-        "--score",
-        "energy",
-        "--scheme",
-        "inference",
-        "--layer",
-        1,
-    )
-    status, out, err = hebm("ood-score", "--auroc", *given, "-n", 20, "--draws", 1, "--json", "--runs", runs)
-    assert status == 1 and "bad.png" in err  # everything else is there all the same
-    found = json.loads(out)
-    (method,) = found["methods"]
-    assert found["images"] == 20 and method["cut"] == 1 and method["chosen_by"] is None
-    assert [(row["set"], row["cut"]) for row in method["rows"]] == [(s, k) for s in ("imgs", "bright") for k in (0, 1)]
-    for row in method["rows"]:
-        assert row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1]
-    assert Path(found["picture"]).parent == runs / "digits" / "samples"
 
 
 # Leaving classes out

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -15,9 +14,9 @@ from hebmtool.run.folder import Run
 CPU = torch.device("cpu")
 
 
-def test_compare_says_what_differs(runs):
-    shutil.copytree(runs / "digits", runs / "other")
-    one, other = Run.open("digits", runs), Run.open("other", runs)
+def test_compare_says_what_differs(copied):
+    shutil.copytree(copied / "digits", copied / "other")
+    one, other = Run.open("digits", copied), Run.open("other", copied)
     evaluate(one, CPU, samples=20)
     evaluate(other, CPU, "ebm", samples=20)
     alike = compare([one, other, one])
@@ -49,19 +48,19 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
     }
 
 
-def test_compare_prints_a_table_json_and_markdown(hebm, runs):
-    shutil.copytree(runs / "digits", runs / "other")
+def test_compare_prints_a_table_json_and_markdown(hebm, copied):
+    shutil.copytree(copied / "digits", copied / "other")
     for name, samples in (("digits", 20), ("other", 12)):
-        evaluate(Run.open(name, runs), CPU, "ebm", samples=samples, command=f"of {name}")
-    status, out, err = hebm("compare", "digits", "other", "--runs", runs)
+        evaluate(Run.open(name, copied), CPU, "ebm", samples=samples, command=f"of {name}")
+    status, out, err = hebm("compare", "digits", "other", "--runs", copied)
     assert status == 0 and len(err.splitlines()) == 1 and "not judged alike" in err
     assert out.splitlines()[0].split()[:2] == ["digits/gaussian", "digits/ebm"]
     fd = next(line for line in out.splitlines() if line.startswith("FD"))
     assert fd.count("*") == 1 and "other: command: of other" in out
-    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--json")
+    status, out, _ = hebm("compare", "digits", "other", "--runs", copied, "--json")
     found = json.loads(out)
     assert status == 0 and list(found["runs"]) == ["digits", "other"] and len(found["warnings"]) == 1
-    status, out, _ = hebm("compare", "digits", "other", "--runs", runs, "--markdown")
+    status, out, _ = hebm("compare", "digits", "other", "--runs", copied, "--markdown")
     assert status == 0 and out.startswith("|  | digits/gaussian | digits/ebm |") and "**" in out
 
 
@@ -72,6 +71,7 @@ def test_damaged_kept_figures_are_one_sentence(hebm, run, kept):
     assert status == 1 and "are not as evaluate leaves them; measure them with" in err and len(err.splitlines()) == 1
 
 
-def test_neither_torch_nor_numpy_is_needed_to_compare():
+def test_neither_torch_nor_numpy_is_needed_to_compare(child):
     code = "import sys, hebmtool.judge.compare; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+    status, _, err = child(sys.executable, "-c", code).finish()
+    assert status == 0, err

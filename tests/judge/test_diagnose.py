@@ -31,9 +31,9 @@ def value(found, name, layer=None):
     return next(f.value for f in found.figures if (f.name, f.layer) == (name, layer))
 
 
-def test_everything_as_json_with_a_picture(hebm, trained, tmp_path, short):
+def test_everything_as_json_with_a_picture(hebm, tiny, tmp_path, short):
     out = tmp_path / "diag.png"
-    arguments = ("diagnose", "digits", "--runs", trained, "--out", out)
+    arguments = ("diagnose", "digits", "--runs", tiny, "--out", out)
     code, stdout, err = hebm(*arguments, "--samples", 40, "--json")
     assert code == 0, err
     found = json.loads(stdout)
@@ -48,8 +48,8 @@ def test_everything_as_json_with_a_picture(hebm, trained, tmp_path, short):
     assert code == 1 and "exists" in err
 
 
-def test_the_same_figures_as_a_table(hebm, trained, short):
-    arguments = ("diagnose", "digits", "--runs", trained, "--samples", 40, "--only", "two-sample")
+def test_the_same_figures_as_a_table(hebm, tiny, short):
+    arguments = ("diagnose", "digits", "--runs", tiny, "--samples", 40, "--only", "two-sample")
     code, first, err = hebm(*arguments)
     assert code == 0, err
     assert first == hebm(*arguments)[1]
@@ -74,8 +74,8 @@ def test_what_another_chain_does_is_told_of_the_same_density(run):
 # Parts that say nothing
 
 
-def test_the_gaussian_prior_has_no_chains(hebm, trained, tmp_path, run, short):
-    arguments = ("diagnose", "digits", "--runs", trained, "--prior", "gaussian")
+def test_the_gaussian_prior_has_no_chains(hebm, tiny, tmp_path, run, short):
+    arguments = ("diagnose", "digits", "--runs", tiny, "--prior", "gaussian")
     code, out, err = hebm(*arguments, "--samples", 30, "--json")
     assert code == 0 and "no chains can be told, for a draw of the gaussian prior takes no Langevin steps" in err
     assert {figure["of"] for figure in json.loads(out)["figures"]} == {"gaussian", "generator"}
@@ -122,10 +122,10 @@ def test_there_are_three_parts(run):
         (["nowhere"], 1, "no run 'nowhere'"),
     ],
 )
-def test_mistakes_are_one_sentence(hebm, trained, tmp_path, monkeypatch, arguments, status, words):
+def test_mistakes_are_one_sentence(hebm, tiny, tmp_path, monkeypatch, arguments, status, words):
     monkeypatch.chdir(tmp_path)
     named = [] if "nowhere" in arguments else ["digits"]
-    code, out, err = hebm("diagnose", "--runs", trained, *named, *arguments)
+    code, out, err = hebm("diagnose", "--runs", tiny, *named, *arguments)
     assert code == status and out == ""
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("hebm: ") and words in lines[0]
@@ -137,8 +137,8 @@ def test_what_is_not_finite_is_undefined_not_invalid_json():
     assert "undefined" in table([found])
 
 
-def test_posterior_draws_come_from_the_first_split_first(generator, trained):
-    settings = Run.open("digits", trained).recipe()
+def test_posterior_draws_come_from_the_first_split_first(generator, tiny):
+    settings = Run.open("digits", tiny).recipe()
     settings.generator.likelihood = "bernoulli"
     x = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8)
     train, test = (

@@ -24,6 +24,7 @@ from hebmtool.run.open import STATISTICS, load_prior
 from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
+N = 24  # evaluate.samples of the tiny runs
 SPEED = "seconds per 1000 images"
 SAMPLERS = ((None, None), ("underdamped", 0.2))
 NAMES = ["FD", "KID", "precision", "recall", "density", "coverage"]
@@ -56,12 +57,12 @@ def test_figures_are_those_of_the_images_themselves(run):
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(None, images.shape, CPU)
     reference = features(test.batch(range(len(test))))
-    near = reference[np.random.default_rng(0).permutation(len(reference))[:40]]  # as many as are judged
+    near = reference[np.random.default_rng(0).permutation(len(reference))[:N]]  # as many as are judged
     radii = distances.neighbour_radii(near)
     prior = load_prior(run, "ebm", CPU)
     seen = {
-        "ebm": features(prior_images(prior, 40, draw_seed(settings))),
-        "reconstructions": features(reconstructions(prior, images, settings, 40)),
+        "ebm": features(prior_images(prior, N, draw_seed(settings))),
+        "reconstructions": features(reconstructions(prior, images, settings, N)),
     }
     for name, x in seen.items():
         assert values(found, "FD")[name] == pytest.approx(distances.frechet_distance(x, reference), rel=1e-5)
@@ -83,7 +84,7 @@ def test_closure_is_that_of_each_prior_alone(run, seeing):
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(seeing, images.shape, CPU)
     for kind in ("ebm", "diffusion-ebm"):
-        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, N)
         assert values(found, "closure")[kind] == pytest.approx(alone.closure, rel=1e-5)
         assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
 
@@ -121,7 +122,7 @@ def test_fast_draws_as_sampling_does(run):
     found = evaluate(run, CPU, "diffusion-ebm", fast=True)
     prior = load_prior(run, "diffusion-ebm", CPU, precision="bf16")
     draws = draw_seed(run.recipe(), 0)
-    images = torch.cat(list(sample(prior, 40, draws, BATCH, steps=prior.fast_steps())))
+    images = torch.cat(list(sample(prior, N, draws, BATCH, steps=prior.fast_steps())))
     features = load_features(None, images.shape[1:], CPU)
     reference = features(data.load(run.recipe().data, "test").batch(range(180)))
     assert values(found, "FD")["diffusion-ebm"] == pytest.approx(
@@ -141,9 +142,9 @@ def test_what_is_said_of_the_gaussian_prior_is_said_once(run):
     assert elbo == ["gaussian", "ebm", "diffusion-ebm"]
 
 
-def test_what_diagnoses_a_prior_is_judged_with_it(hebm, runs):
+def test_what_diagnoses_a_prior_is_judged_with_it(hebm, copied):
     """Nothing made shorter: what the two-sample tests learn on the way included."""
-    arguments = ("--runs", runs, "--prior", "ebm", "--samples", 20, "--likelihood", "--diagnose", "--json")
+    arguments = ("--runs", copied, "--prior", "ebm", "--samples", 20, "--likelihood", "--diagnose", "--json")
     status, out, err = hebm("evaluate", "digits", *arguments)
     assert status == 0, err
     found = json.loads(out)["figures"]
@@ -151,7 +152,7 @@ def test_what_diagnoses_a_prior_is_judged_with_it(hebm, runs):
     assert {"FD", "log Z", "two-sample accuracy", "autocorrelation time", "gain given above", "G drift"} <= names
     assert sorted(figure["layer"] for figure in found if figure["name"] == "rate" and figure["layer"]) == [1, 2]
     assert {figure["of"] for figure in found if "bits/dim" in figure["name"]} == {"gaussian", "ebm"}
-    assert [figure.name for figure in kept(Run.open("digits", runs)).figures] == [figure["name"] for figure in found]
+    assert [figure.name for figure in kept(Run.open("digits", copied)).figures] == [figure["name"] for figure in found]
 
 
 def test_another_chain_draws_other_images_of_the_same_prior(run):
@@ -183,7 +184,7 @@ def test_a_flow_is_judged_beside_its_floor(flow):
     assert list(found.provenance["checkpoints"]) == ["prior-flow.safetensors"]
     settings, prior = flow.recipe(), load_prior(flow, "flow", CPU)
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    alone = closure(prior, images, test, settings, load_features(None, images.shape, CPU), 40)
+    alone = closure(prior, images, test, settings, load_features(None, images.shape, CPU), N)
     fd = [values(found, "FD")[of] for of in everyone]
     assert fd == pytest.approx([alone.fd_gaussian, alone.fd_prior, alone.fd_reconstruction], rel=1e-5)
     assert fd[1] == pytest.approx(flow.figures()["flow"]["fd"], rel=1e-5)  # what training ended with
@@ -235,7 +236,7 @@ def test_repeats_are_independent_draws(run, seeing):
     features = load_features(seeing, test.shape, CPU)
     reference, prior = features(test.batch(range(len(test)))), load_prior(run, "ebm", CPU)
     fd = [
-        distances.frechet_distance(features(prior_images(prior, 40, draw_seed(settings, i))), reference)
+        distances.frechet_distance(features(prior_images(prior, N, draw_seed(settings, i))), reference)
         for i in range(3)
     ]
     assert fd[0] == pytest.approx(values(single, "FD")["ebm"], rel=1e-5) and len(set(fd)) == 3
@@ -286,7 +287,7 @@ def test_a_prior_with_batchnorm_statistics_of_its_own_has_its_own_baseline(run):
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(None, images.shape, CPU)
     for kind, (gaussian, floor) in (("ebm", own), ("diffusion-ebm", ("gaussian", "reconstructions"))):
-        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, 40)
+        alone = closure(load_prior(run, kind, CPU), images, test, settings, features, N)
         assert values(found, "closure")[kind] == (
             None if alone.closure is None else pytest.approx(alone.closure, rel=1e-4)
         )
@@ -354,7 +355,7 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
     assert found.provenance | {"device": 0, "torch": 0, "reference": 0} == {
         "command": "hebm evaluate digits",
         "seed": 0,
-        "samples": 40,
+        "samples": N,
         "repeats": 1,
         "steps": None,
         "reference": 0,
@@ -380,15 +381,15 @@ def test_figures_that_cannot_be_kept_are_still_given(run, capsys):
 # The commands
 
 
-def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
-    arguments = ("evaluate", "digits", "--runs", runs, "--prior", "ebm", "--samples", 20)
+def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
+    arguments = ("evaluate", "digits", "--runs", copied, "--prior", "ebm", "--samples", 20)
     status, out, err = hebm(*arguments)
     assert status == 0, err
     head, *rows = out.splitlines()
     assert head.split() == ["gaussian", "ebm", "reconstructions"]
     assert [row.split()[0] for row in rows[:3]] == ["FD", "closure", "KID"]
-    assert f"command: hebm evaluate digits --runs {runs} --prior ebm --samples 20" in rows
-    digest = files.digest(runs / "digits" / "prior-ebm.safetensors")[:12]
+    assert f"command: hebm evaluate digits --runs {copied} --prior ebm --samples 20" in rows
+    digest = files.digest(copied / "digits" / "prior-ebm.safetensors")[:12]
     for words in (
         digest,
         torch.__version__,
@@ -410,7 +411,8 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
     status, out, _ = hebm(*arguments, "--markdown")
     assert status == 0 and out.startswith("|  | gaussian | ebm | reconstructions |\n| --- |")
     assert (
-        f"- command: hebm evaluate digits --runs {runs} --prior ebm --samples 20 --markdown\n" in out and digest in out
+        f"- command: hebm evaluate digits --runs {copied} --prior ebm --samples 20 --markdown\n" in out
+        and digest in out
     )
 
 
@@ -428,13 +430,13 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, runs):
         (("compare", "digots"), 1, "there is no run 'digots'"),
     ],
 )
-def test_mistakes_are_one_sentence(hebm, trained, monkeypatch, tmp_path, arguments, status, words):
+def test_mistakes_are_one_sentence(hebm, tiny, monkeypatch, tmp_path, arguments, status, words):
     def build(*_, **__):
         raise OSError("no route")
 
     monkeypatch.setattr("cleanfid.features.build_feature_extractor", build)
     monkeypatch.setattr(inception, "weights", lambda mode: (tmp_path / "net.pt", "https://example.org/net.pt"))
-    found, out, err = hebm(*arguments, "--runs", trained)
+    found, out, err = hebm(*arguments, "--runs", tiny)
     assert found == status and out == "" and len(err.splitlines()) == 1 and words in err
 
 
