@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -13,9 +11,8 @@ import torch
 
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.recipe import Recipe
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, folder
 from hebmtool.run.folder import Run
-from hebmtool.train.loop import StopSignals
 
 
 def trained(root, name, *files, age=0):
@@ -41,7 +38,7 @@ def test_create_writes_the_recipe_and_opens_by_name_or_folder(tmp_path):
 def test_trained_run_is_not_overwritten(tmp_path):
     run = trained(tmp_path, "run")
     run.write_recipe(Recipe(seed=1))
-    with pytest.raises(HebmError, match=r"already has checkpoints.*--resume.*--set name="):
+    with pytest.raises(HebmError, match=r"already has checkpoints; resume it, or start another with name="):
         Run.create(tmp_path, Recipe(seed=2))
     assert run.recipe().seed == 1
 
@@ -122,29 +119,55 @@ def test_check_same_names_the_first_key_that_differs():
 
 HOLD = """
 import sys
-from hebmtool.run import Run
-Run(sys.argv[1]).lock()
+from hebmtool.run.folder import Run
+held = Run(sys.argv[1]).lock()
 print("locked", flush=True)
 sys.stdin.read()
 """
 
 
-def test_second_trainer_is_refused_until_the_first_dies(tmp_path):
+def test_second_trainer_is_refused_until_the_first_is_killed(tmp_path, child):
     run = Run(tmp_path / "run")
-    command = [sys.executable, "-c", HOLD, run.path]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(HebmError, match="another process is training the run"):
-            run.lock()
-        with pytest.raises(HebmError, match="another process is training the run"):
-            Run.create(tmp_path, Recipe())
-        assert not run.recipe_path.exists()
-        holder.kill()
+    holder = child(sys.executable, "-c", HOLD, run.path, stdin=subprocess.PIPE)
+    assert holder.stdout.readline() == "locked\n"
+    refused = f"another process is training the run {run.path}; wait for it, stop it, or start another run with name="
+    with pytest.raises(HebmError, match=refused) as raised:
+        run.lock()
+    assert "\n" not in str(raised.value)
+    with pytest.raises(HebmError, match="another process is training the run"):
+        Run.create(tmp_path, Recipe())
+    assert not run.recipe_path.exists()
+    # And the other way round: a second process is refused while this one holds it.
+    holder.kill()
+    holder.wait()
     with run.lock() as held:
         assert held is run and run.lock() is run
         with pytest.raises(HebmError):
             Run(run.path).lock()
+        status, _, err = child(sys.executable, "-c", HOLD, run.path, stdin=subprocess.DEVNULL).finish()
+        assert status == 1 and "another process is training" in err
     Run(run.path).lock().unlock()
+
+
+def test_a_lock_let_go_is_free_for_others_and_for_oneself(tmp_path, child):
+    run = Run(tmp_path / "run")
+    for _ in range(2):
+        with run.lock():
+            pass
+        run.unlock()  # once more is no mistake
+    status, out, err = child(sys.executable, "-c", HOLD, run.path, stdin=subprocess.DEVNULL).finish()
+    assert (status, out) == (0, "locked\n"), err
+    # Readers need none, and what is left of it is no part of the run.
+    assert run.checkpoints() == [] and run.priors() == []
+
+
+def test_a_filesystem_without_locks_is_trained_on_unguarded(tmp_path, monkeypatch):
+    def unsupported(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(folder.FileLock, "acquire", unsupported)
+    with Run.create(tmp_path, Recipe()) as run:
+        assert run.recipe_path.is_file()
 
 
 def test_failed_create_frees_the_lock(tmp_path, monkeypatch):
@@ -184,11 +207,67 @@ def test_priors_and_what_is_required(tmp_path):
     assert run.priors() == ["gaussian", "ebm"] and run.require_prior("ebm") == run.prior_path("ebm")
     run.write_recipe(Recipe())
     with pytest.raises(
-        HebmError, match=r"it has gaussian, ebm\).*train-prior .*recipe.yaml --set prior.kind=diffusion-ebm"
+        HebmError, match=r"it has gaussian, ebm\).*`hebm train-prior .*recipe.yaml` and prior.kind=diffusion-ebm"
     ):
         run.require_prior("diffusion-ebm")
     with pytest.raises(UsageError, match="no kind of prior 'difusion-ebm'.*did you mean 'diffusion-ebm'"):
         run.require_prior("difusion-ebm")
+
+
+def flow_run(root, name="flow", extra=None):
+    run = Run(root / name)
+    given = {"image_shape": [1, 8, 8]} if extra is None else extra
+    checkpoint.save(run.prior_path("flow"), {"w": torch.ones(1)}, kind="flow", recipe={}, step=1, extra=given)
+    return run
+
+
+def test_a_run_of_one_stage_is_known_by_what_its_checkpoint_holds(tmp_path):
+    run = flow_run(tmp_path)
+    assert run.one_stage and run.priors() == ["flow"] and run.require_prior("flow") == run.prior_path("flow")
+    with pytest.raises(HebmError, match="is a flow model, whose latent has one layer, .* name another run") as raised:
+        run.require_generator()
+    assert "\n" not in str(raised.value)
+    for kind in ("ebm", "gaussian"):
+        with pytest.raises(HebmError, match=f"is a flow model and has no '{kind}' prior; name no kind"):
+            run.require_prior(kind)
+    with pytest.raises(UsageError, match="no kind of prior 'flaw'.*did you mean 'flow'"):
+        run.require_prior("flaw")
+    # A file of that name that holds no generator makes no such run, and neither does one beside a generator.
+    assert not flow_run(tmp_path, "other", extra={}).one_stage
+    trained(tmp_path, "flow")
+    assert not run.one_stage and run.priors() == ["gaussian", "flow"]
+    assert not Run(tmp_path / "empty").one_stage and not trained(tmp_path, "digits").one_stage
+
+
+def test_the_kinds_of_a_run_are_in_the_order_of_preference(tmp_path):
+    run = trained(tmp_path, "run", *(f"prior-{kind}.safetensors" for kind in ("diffusion-ebm", "ebm", "elsewhere")))
+    assert run.priors() == ["ebm", "diffusion-ebm"]
+    trained(tmp_path, "run")
+    assert run.priors() == ["gaussian", "ebm", "diffusion-ebm"]
+
+
+def test_labels_are_those_that_can_be_used(tmp_path):
+    run = trained(tmp_path, "run", "label-odd.safetensors", "label-odd.train.safetensors", "label-class.safetensors")
+    assert run.label_paths() == [run.label_path("class"), run.label_path("odd")]
+
+
+def test_stage_two_may_bring_its_own_place_of_the_data_and_attributes(tmp_path):
+    run = trained(tmp_path, "run")
+    old = Recipe(seed=1)
+    old.data.attributes = {"odd": ["1"]}
+    run.write_recipe(old)
+    new = old.model_copy(deep=True)
+    new.data.path, new.data.attributes, new.prior.levels = "elsewhere", {"even": ["0"]}, 7
+    kept = run.check_stage_one(new)
+    assert kept.data.path == "elsewhere" and kept.data.attributes == {"odd": ["1"], "even": ["0"]}
+    assert kept.prior.levels == old.prior.levels and run.recipe() == old
+    for part, key, value in (("generator", "scales", 5), ("data", "limit", 9)):
+        changed = new.model_copy(deep=True)
+        setattr(getattr(changed, part), key, value)
+        with pytest.raises(HebmError, match=f"was trained with {part}.{key} = "):
+            run.check_stage_one(changed)
+    with pytest.raises(HebmError, match="was trained with seed = 1 and the recipe now says 2; set it back"):
+        run.check_stage_one(new.model_copy(update={"seed": 2}))
 
 
 # Records
@@ -260,32 +339,3 @@ def test_figures_nest_and_do_not_disturb_each_other(tmp_path):
     with pytest.raises(HebmError, match="figures.json is not a JSON object"):
         run.set_figure("a", 1)
     assert run.figures_path.read_text() == "[1]"
-
-
-# Signals
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_first_signal_is_noted_and_a_further_interrupt_raises(name):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
-        assert not stop.requested and stop.signal is None
-        signal.raise_signal(signal.Signals[name])
-        assert stop.requested and stop.signal == name
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.signal == name
-        signal.raise_signal(signal.SIGINT)
-    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-
-
-def test_outside_the_main_thread_signals_are_left_alone():
-    found = []
-
-    def work():
-        with StopSignals() as stop:
-            found.append((stop.requested, signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [(False, signal.getsignal(signal.SIGINT))]
