@@ -4,8 +4,8 @@ import pytest
 
 from hebmtool import table
 from hebmtool.judge import diagnose
-from hebmtool.judge.table import beside, by_judged, number
-from hebmtool.metrics.figures import Figure
+from hebmtool.judge.table import beside, number
+from hebmtool.metrics.figures import Figure, by_judged
 from hebmtool.table import Cell, Table
 
 

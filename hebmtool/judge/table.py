@@ -4,9 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from hebmtool.metrics.figures import Figure, by_judged
-from hebmtool.table import Cell, Table, markdown, show
-
-__all__ = ["arranged", "beside", "by_judged", "diagnosed", "markdown", "number", "show", "table"]
+from hebmtool.table import Cell, Table
 
 NOTHING = "–"  # a value that is undefined; a figure that was not measured leaves its cell empty
 
@@ -65,9 +63,6 @@ def beside(columns: Mapping[str, Sequence[Figure]], candidates: Collection[str] 
     # Reversed, for of figures of one name in one column the first counts.
     found = {column: {name(figure): figure for figure in reversed(figures)} for column, figures in columns.items()}
     return arranged(rows, found, candidates=candidates)
-
-
-table = beside
 
 
 def diagnosed(figures: Sequence[Figure]) -> list[Table]:
