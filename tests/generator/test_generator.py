@@ -11,17 +11,17 @@ from hebmtool.errors import UsageError
 from hebmtool.generator.batchnorm import readjust_batchnorm
 from hebmtool.generator.layers import SqueezeExcitation
 from hebmtool.generator.likelihood import log_normal
-from hebmtool.generator.tower import Generator, layers_at_each_scale
+from hebmtool.generator.tower import Tower, layers_at_each_scale
 
 
-def make(shape=(1, 8, 8), *, gain: float = 1.0, bits: int = 8, **keys) -> Generator:
+def make(shape=(1, 8, 8), *, gain: float = 1.0, bits: int = 8, **keys) -> Tower:
     """A tiny generator in evaluation mode whose BatchNorm statistics are not the initial ones.
 
     gain: factor on every weight's size.
     """
     small = {"scales": 1, "layers_per_scale": 2, "latent_channels": 2, "encoder_channels": 4, "decoder_channels": 4}
     small |= {"preprocess_cells": 1, "postprocess_cells": 1, "likelihood": "bernoulli", "mixtures": 2}
-    generator = Generator(recipe.Generator(**small | keys), shape, bits)
+    generator = Tower(recipe.Generator(**small | keys), shape, bits)
     with torch.no_grad():
         for module in generator.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -110,7 +110,7 @@ def test_T_and_its_inverse_over_thirty_layers(gain):
     generator = make(layers_per_scale=30, gain=gain)
     u = torch.randn(4, generator.D)
     with torch.no_grad():
-        walk = generator.top_down(u)
+        walk = generator.walk(u)
         z = generator.join(walk.z)
         assert (generator.T_inverse(z) - u).abs().max() < 1e-4
         assert relative(generator.T(generator.T_inverse(z)), z) < 1e-4
@@ -124,7 +124,7 @@ def test_log_determinant_of_T_is_the_sum_of_log_sigma(scales):
     generator = make((1, 4, 4), scales=scales, layers_per_scale=2, gain=2.0).double()
     u = torch.randn(1, generator.D, dtype=torch.double)
     j = torch.autograd.functional.jacobian(lambda u: generator.T(u)[0], u)[:, 0]
-    walk = generator.top_down(u)
+    walk = generator.walk(u)
     sign, log_det = torch.linalg.slogdet(j)
     assert sign == 1
     # mu and sigma are float32 whatever the weights are.
@@ -135,7 +135,7 @@ def test_log_determinant_of_T_is_the_sum_of_log_sigma(scales):
 
 
 def test_top_prior_is_a_normal_of_scale_1_01():
-    walk = make().top_down(torch.zeros(1, make().D))
+    walk = make().walk(torch.zeros(1, make().D))
     assert torch.all(walk.mu[0] == 0) and torch.allclose(walk.sigma[0], torch.tensor(1.01))
 
 
@@ -143,13 +143,13 @@ def test_top_prior_is_a_normal_of_scale_1_01():
 def test_a_walk_of_some_layers_is_the_prefix_of_the_whole_one(k):
     generator = make(scales=2, layers_per_scale=2)
     u = torch.randn(2, generator.D)
-    whole = generator.top_down(u)
+    whole = generator.walk(u)
     with torch.no_grad():  # what is below must not matter
         for part in [*generator.decoder[k:], generator.postprocess, generator.image_head]:
             for p in part.parameters():
                 p.fill_(float("nan"))
     for given in (u, u[:, : generator.slices[k - 1].stop]):
-        some = generator.top_down(given, layers=k)
+        some = generator.walk(given, layers=k)
         for name in ("z", "u", "mu", "sigma", "h"):
             found, expected = getattr(some, name), getattr(whole, name)[:k]
             assert len(found) == k
@@ -158,7 +158,7 @@ def test_a_walk_of_some_layers_is_the_prefix_of_the_whole_one(k):
 
 def test_a_walk_of_no_layers_is_empty():
     generator = make()
-    assert generator.top_down(torch.randn(2, generator.D), layers=0).z == []
+    assert generator.walk(torch.randn(2, generator.D), layers=0).z == []
 
 
 # Posterior
@@ -299,7 +299,7 @@ def test_invariants_of_every_geometry(case):
         assert posterior.kl.shape == (3, generator.L)
         log_px = generator.likelihood.log_prob(generator.decode(posterior.walk), x)
         assert log_px.shape == (3,) and log_px.isfinite().all()
-        twin = Generator(generator.config, shape, generator.bits).eval()
+        twin = Tower(generator.config, shape, generator.bits).eval()
         twin.load_state_dict(generator.state_dict())
         assert torch.equal(twin.images(u), images)
 
@@ -324,7 +324,7 @@ def norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-def statistics(generator: Generator) -> dict[str, torch.Tensor]:
+def statistics(generator: Tower) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in generator.state_dict().items() if "running_" in key}
 
 

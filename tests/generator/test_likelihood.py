@@ -1,4 +1,4 @@
-"""The likelihoods: they are distributions, and samples and means are theirs."""
+"""The likelihoods: they are distributions, samples and means are theirs, and pixels are read as they want them."""
 
 import itertools
 import math
@@ -7,7 +7,23 @@ import pytest
 import torch
 from torch import distributions as D
 
-from hebmtool.generator.likelihood import Bernoulli, Gaussian, Mixture, log_normal, make_likelihood, normal_parameters
+from hebmtool import recipe
+from hebmtool.generator.likelihood import (
+    LIKELIHOODS,
+    Bernoulli,
+    FixedGaussian,
+    Gaussian,
+    Likelihood,
+    Mixture,
+    log_normal,
+    normal_parameters,
+)
+
+BITS = 5
+MAKE = {word: lambda of=of: of.from_recipe(recipe.Generator(mixtures=3), BITS) for word, of in LIKELIHOODS.items()}
+MAKE["fixed-gaussian"] = lambda: FixedGaussian(0.3)
+every = pytest.mark.parametrize("name", MAKE)
+either = pytest.mark.parametrize("colours", [1, 3])
 
 
 def grid(bits: int) -> torch.Tensor:
@@ -219,11 +235,121 @@ def test_bernoulli_samples_follow_its_probabilities():
     assert torch.allclose(samples.mean(0), torch.sigmoid(logits[0]), atol=0.01)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "mixture"])
-@pytest.mark.parametrize("colours", [1, 3])
+def test_fixed_gaussian_is_one_up_to_a_constant():
+    logits, x = torch.randn(3, 3, 4, 4, dtype=torch.double).tanh(), torch.rand(3, 3, 4, 4, dtype=torch.double)
+    found = FixedGaussian(0.3).log_prob(logits, x) - D.Normal(logits, 0.3).log_prob(2 * x - 1).flatten(1).sum(1)
+    assert torch.allclose(found, found[0].expand(3), rtol=1e-12)
+    samples = 2 * FixedGaussian(0.1).sample(torch.full((50_000, 1, 1, 1), 0.2)) - 1
+    assert samples.mean().item() == pytest.approx(0.2, abs=0.005)
+    assert samples.std().item() == pytest.approx(0.1, rel=0.02)
+
+
+# What every likelihood does
+
+
+def logits_of(likelihood: Likelihood, colours: int, size: float = 1.0) -> torch.Tensor:
+    logits = size * torch.randn(2, likelihood.parameters(colours), 4, 4)
+    return logits.tanh() if isinstance(likelihood, FixedGaussian) else logits
+
+
+def whole_numbers(colours: int) -> torch.Tensor:
+    v = torch.randint(2**BITS, (2, colours, 4, 4)).float()
+    v[0, 0, 0, :2] = torch.tensor([0.0, 2**BITS - 1])
+    return v
+
+
+def test_every_likelihood_is_looked_at():
+    def below(of):
+        return {of}.union(*map(below, of.__subclasses__()))
+
+    ours = {of for of in below(Likelihood) - {Likelihood} if of.__module__.startswith("hebmtool.")}
+    assert ours <= {type(make()) for make in MAKE.values()}
+
+
+@every
+@either
 def test_means_and_samples_are_images(name, colours):
-    likelihood = make_likelihood(name, mixtures=3, bits=5)
-    logits = 20 * torch.randn(2, likelihood.parameters(colours), 4, 4)
+    likelihood = MAKE[name]()
+    logits = logits_of(likelihood, colours, 20)
     for images in (likelihood.mean(logits), likelihood.sample(logits)):
         assert images.shape == (2, colours, 4, 4) and images.min() >= 0 and images.max() <= 1
     assert likelihood.log_prob(logits, images).isfinite().all()
+
+
+@every
+@either
+def test_the_log_likelihood_is_a_sum_over_the_visible_pixels(name, colours):
+    likelihood = MAKE[name]()
+    logits, x = logits_of(likelihood, colours), likelihood.read(whole_numbers(colours), BITS)
+    pixels = likelihood.pixels(logits, x)
+    assert pixels.shape == (2, 4, 4)
+    torch.testing.assert_close(likelihood.log_prob(logits, x), pixels.sum((1, 2)))
+    visible = torch.rand(2, 1, 4, 4) < 0.5
+    torch.testing.assert_close(likelihood.log_prob(logits, x, visible), (pixels * visible[:, 0]).sum((1, 2)))
+    torch.testing.assert_close(likelihood.log_prob(logits, x, torch.ones_like(visible)), pixels.sum((1, 2)))
+    assert not likelihood.log_prob(logits, x, torch.zeros_like(visible)).any()
+    # What is hidden does not matter, and a pixel that is seen does.
+    changed = torch.where(visible, x, likelihood.read(whole_numbers(colours), BITS))
+    torch.testing.assert_close(likelihood.log_prob(logits, changed, visible), likelihood.log_prob(logits, x, visible))
+
+
+@every
+@either
+def test_every_parameter_of_a_pixel_has_a_finite_slope(name, colours):
+    likelihood = MAKE[name]()
+    logits = logits_of(likelihood, colours).requires_grad_()
+    likelihood.log_prob(logits, likelihood.read(whole_numbers(colours), BITS)).sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad.any(-1).any(-1).all()
+
+
+@every
+def test_pixels_are_read_into_the_unit_interval_and_know_their_number(name):
+    likelihood, v = MAKE[name](), whole_numbers(3)
+    x, grey = likelihood.read(v, BITS), likelihood.read_grey(v, BITS)
+    assert x.shape == grey.shape == v.shape and x.dtype == torch.float32
+    for read in (x, grey):
+        assert read.min() >= 0 and read.max() <= 1
+    # Reading keeps the number, or (binary pixels) keeps it in the mean.
+    assert torch.equal((grey * (2**BITS - 1)).round(), v) or torch.equal((grey * 2**BITS).floor(), v)
+    mean = torch.stack([likelihood.read(v, BITS) for _ in range(2000)]).mean(0)
+    assert (mean - likelihood.read_grey(v, BITS)).abs().max() < 0.06
+
+
+@every
+def test_reading_draws_from_the_global_generator_alone(name):
+    likelihood, v = MAKE[name](), whole_numbers(1)
+    torch.manual_seed(1)
+    first, state = likelihood.read(v, BITS), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(likelihood.read(v, BITS), first)
+    if type(likelihood).read_grey is not Likelihood.read_grey:
+        torch.set_rng_state(state)
+        likelihood.read_grey(v, BITS)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@every
+def test_bits_per_dimension(name):
+    likelihood = MAKE[name]()
+    expected = [-(-30 + 48 * likelihood.log_bin) / 48 / math.log(2), -likelihood.log_bin / math.log(2)]
+    assert likelihood.bits_per_dim(torch.tensor([-30.0, 0.0]), 48).tolist() == pytest.approx(expected)
+
+
+def test_binary_pixels_are_draws_whose_mean_is_the_grey_value():
+    v = torch.full((1, 1, 200, 200), 10.0)
+    x = Bernoulli().read(v, 5)
+    assert set(x.unique().tolist()) == {0, 1} and x.mean().item() == pytest.approx(10 / 31, abs=0.01)
+    assert not torch.equal(x, Bernoulli().read(v, 5))
+    assert torch.equal(Bernoulli().read_grey(v, 5), v / 31)
+
+
+def test_a_density_reads_a_uniform_draw_of_the_bin():
+    v = torch.tensor([0.0, 100, 255]).view(1, 1, 1, 3).expand(2000, 1, 1, 3)
+    rest = Gaussian(8).read(v, 8) * 256 - v
+    assert rest.min() >= 0 and rest.max() < 1
+    assert rest.mean().item() == pytest.approx(0.5, abs=0.02) and rest.std().item() == pytest.approx(12**-0.5, abs=0.01)
+
+
+def test_the_mixture_reads_its_own_grid():
+    v = torch.arange(32.0).view(1, 1, 4, 8)
+    assert torch.equal(Mixture(3, 5).read(v, 5).flatten(), grid(5).float())

@@ -17,12 +17,12 @@ import yaml
 from hebmtool import recipe
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import nvae
-from hebmtool.generator.tower import CELL_KINDS, Generator
+from hebmtool.generator.tower import CELL_KINDS, Tower
 from hebmtool.run import checkpoint, imported
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_generator
 
-VECTORS = Path(os.environ.get("HEBM_SHARED", Path(__file__).parents[1].parent / "shared")) / "nvae_vectors"
+VECTORS = Path(os.environ.get("HEBM_SHARED", Path(__file__).parents[3] / "shared")) / "nvae_vectors"
 CPU = torch.device("cpu")
 
 ARGS = {
@@ -49,7 +49,7 @@ ARGS = {
 }
 
 
-def publish(generator: Generator, args: argparse.Namespace, prefix: str = "") -> dict:
+def publish(generator: Tower, args: argparse.Namespace, prefix: str = "") -> dict:
     """The generator in the published format, with the entries that are to be ignored."""
     ours = generator.state_dict()
     state = {theirs: ours[name].clone() for theirs, name in nvae.name_map(generator).items()}
@@ -70,10 +70,10 @@ def publish(generator: Generator, args: argparse.Namespace, prefix: str = "") ->
     }
 
 
-def make(size: int = 16, shape: tuple | None = None, **changes) -> tuple[Generator, argparse.Namespace]:
+def make(size: int = 16, shape: tuple | None = None, **changes) -> tuple[Tower, argparse.Namespace]:
     """A tiny generator with random weights and statistics, and the `args` that describe it."""
     args = argparse.Namespace(**ARGS | changes)
-    generator = Generator(nvae.config(args, None), shape or (3, size, size), args.num_x_bits)
+    generator = Tower(nvae.config(args, None), shape or (3, size, size), args.num_x_bits)
     with torch.no_grad():
         for key, tensor in generator.state_dict().items():
             if "running" in key:
@@ -119,7 +119,7 @@ def test_published_vectors_are_reproduced(name, frozen, tmp_path):
     if name == "mnist":
         # Expected over the uncropped 32x32: the same weights, padded by nobody.
         assert generator.image_shape == (1, 28, 28) and generator.padded_size == (32, 32)
-        whole = Generator(generator.config, (1, 32, 32)).eval()
+        whole = Tower(generator.config, (1, 32, 32)).eval()
         whole.load_state_dict(generator.state_dict())
         generator = whole
     if frozen:
@@ -133,7 +133,7 @@ def test_published_vectors_are_reproduced(name, frozen, tmp_path):
     with torch.no_grad():
         posterior = generator.posterior(expected["x"], torch.zeros(2, generator.D))
         logits = generator.decode(posterior.walk)
-        prior = generator.top_down(latents("prior_u"))
+        prior = generator.walk(latents("prior_u"))
         likelihood, log_px = generator.likelihood, expected["log_px_given_posterior_mean"]
         assert largest(generator.join(posterior.walk.z), latents("posterior_z")) < 1e-5
         assert largest(generator.join(posterior.walk.u), latents("posterior_u")) < 1e-5
@@ -157,7 +157,7 @@ def test_mnist_images_are_padded_and_cropped_back(tmp_path):
     x = torch.from_numpy(expected["x"]).clone()
     x[:, :, [0, 1, 30, 31]] = 0
     x[:, :, :, [0, 1, 30, 31]] = 0
-    whole = Generator(generator.config, (1, 32, 32)).eval()
+    whole = Tower(generator.config, (1, 32, 32)).eval()
     whole.load_state_dict(generator.state_dict())
     with torch.no_grad():
         noise = torch.zeros(2, generator.D)
@@ -263,7 +263,7 @@ def test_a_checkpoint_without_num_mixture_dec_has_ten(tmp_path):
 def test_the_ops_of_the_dict_go_before_the_name(tmp_path):
     cells = CELL_KINDS["res_bnswish"] | {"normal_dec": ["mconv_e2k3g0"]}
     config = nvae.config(argparse.Namespace(**ARGS), None).model_copy(update={"cells": cells})
-    content = publish(Generator(config, (3, 16, 16)), argparse.Namespace(**ARGS))
+    content = publish(Tower(config, (3, 16, 16)), argparse.Namespace(**ARGS))
     content["arch_instance"] = cells | {"ar_nn": [""]}
     run = imported.import_checkpoint(write(content, tmp_path), tmp_path / "runs")
     assert run.recipe().generator.cells == cells
@@ -538,7 +538,7 @@ def test_the_full_cifar10_geometry_imports_within_a_minute_and_4_gib(tmp_path):
         | {"dataset": "cifar10", "arch_instance": "res_mbconv", "num_x_bits": 8, "num_nf": 2}
     )
     assert (args.num_groups_per_scale, args.num_channels_enc, args.num_channels_dec) == (30, 128, 128)
-    path = write(publish(Generator(published, (3, 32, 32)), args), tmp_path)
+    path = write(publish(Tower(published, (3, 32, 32)), args), tmp_path)
     script = (
         "import resource, sys; from hebmtool.nvae import import_checkpoint; import_checkpoint(*sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

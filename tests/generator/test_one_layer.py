@@ -1,4 +1,4 @@
-"""The generator of one layer: its network, and T as the identity."""
+"""The generator of one layer: T the identity, no encoder, a network of transposed convolutions to any size of image."""
 
 import pytest
 import torch
@@ -6,31 +6,58 @@ import torch
 from hebmtool import recipe
 from hebmtool.generator import OneLayer
 
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 50, 34), (1, 4, 4)])
-def test_network_shapes(shape):
-    net = OneLayer(recipe.Flow(latent=3, width=2), shape)
-    images = net.images(torch.randn(2, 3))
-    assert images.shape == (2, *shape) and images.min() >= 0 and images.max() <= 1
-    first = net.constant.shape
-    assert first[0] == 2 * 2 ** (len(net.ups) - 1) and min(first[1:]) >= min(4, min(shape[1:]) // 2)
+FLOW = recipe.Flow(latent=5, width=4, sigma=0.2)
 
 
-def test_latents_are_their_own_residuals():
-    net, z = OneLayer(recipe.Flow(latent=3, width=2), (1, 8, 8)), torch.randn(4, 3)
-    assert (net.L, net.D, net.has_encoder) == (1, 3, False)
-    walk = net.walk(z)
-    assert torch.equal(net.T(z), z) and torch.equal(net.T_inverse(z), z) and torch.equal(net.latents(walk), z)
-    assert torch.equal(net.decode(walk), net(z))
+def test_T_is_the_identity():
+    g = OneLayer(FLOW, (1, 8, 8))
+    u = torch.randn(3, 5)
+    assert (g.L, g.D, g.latent_shapes, g.state_channels) == (1, 5, [(5, 1, 1)], [1])
+    assert torch.equal(g.T(u), u) and torch.equal(g.T_inverse(u), u)
 
 
-def test_pixels_are_normal_around_the_network():
-    net, z, x = (
-        OneLayer(recipe.Flow(latent=3, width=2, sigma=0.4), (1, 8, 8)),
-        torch.randn(4, 3),
-        torch.rand(4, 1, 8, 8),
-    )
-    exact = torch.distributions.Normal(net(z), 0.4).log_prob(2 * x - 1).flatten(1).sum(1)
-    log_px = net.log_px(net.walk(z), x)
-    # Up to one constant.
-    assert torch.allclose(log_px - log_px[0], exact - exact[0], atol=1e-3)
+def test_a_walk_is_that_of_a_standard_normal_layer():
+    g = OneLayer(FLOW, (1, 8, 8))
+    u = torch.randn(3, 5)
+    walk = g.walk(u)
+    assert len(walk.z) == 1 and torch.equal(g.join(walk.z), u) and torch.equal(g.join(walk.u), u)
+    assert not walk.mu[0].any() and (walk.sigma[0] == 1).all() and not walk.h[0].any()
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_log_px_is_the_squared_error_of_what_is_seen(visible):
+    g = OneLayer(FLOW, (3, 8, 8))
+    u, x = torch.randn(3, 5), torch.rand(3, 3, 8, 8)
+    seen = torch.rand(3, 1, 8, 8) < 0.5 if visible else None
+    error = (2 * x - 1 - g(u)).square() * (1 if seen is None else seen)
+    torch.testing.assert_close(g.log_px(g.walk(u), x, seen), -error.sum((1, 2, 3)) / (2 * 0.2**2))
+
+
+def test_images_are_in_the_unit_interval():
+    g = OneLayer(FLOW, (3, 8, 8))
+    u = 10 * torch.randn(3, 5)
+    assert torch.equal(g.images(u), (g(u) + 1) / 2)
+    assert g.images(u).min() >= 0 and g.images(u).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "constant", "layers"),
+    [
+        ((1, 8, 8), (4, 4, 4), 1),
+        ((1, 4, 4), (4, 2, 2), 1),
+        ((3, 32, 32), (16, 4, 4), 3),
+        ((1, 28, 28), (8, 7, 7), 2),
+        ((3, 9, 30), (4, 5, 15), 1),
+        ((3, 64, 64), (32, 4, 4), 4),
+    ],
+)
+def test_images_of_any_size(shape, constant, layers):
+    g = OneLayer(FLOW, shape)
+    assert (tuple(g.constant.shape), len(g.ups)) == (constant, layers)
+    assert g.images(torch.randn(2, 5)).shape == (2, *shape)
+
+
+def test_every_parameter_receives_a_gradient():
+    g = OneLayer(FLOW, (3, 9, 16))
+    g.log_px(g.walk(torch.randn(4, 5)), torch.rand(4, 3, 9, 16)).mean().backward()
+    assert [key for key, p in g.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -5,10 +5,10 @@ import torch
 
 from hebmtool import recipe
 from hebmtool.errors import HebmError
-from hebmtool.generator.tower import Generator
+from hebmtool.generator.tower import Tower
 
 
-def tiny(**changes) -> Generator:
+def tiny(**changes) -> Tower:
     torch.manual_seed(0)
     settings = {
         "scales": 2,
@@ -18,7 +18,7 @@ def tiny(**changes) -> Generator:
         "decoder_channels": 4,
         "likelihood": "gaussian",
     }
-    generator = Generator(recipe.Generator(**settings | changes), (1, 8, 8)).double().eval()
+    generator = Tower(recipe.Generator(**settings | changes), (1, 8, 8)).double().eval()
     with torch.no_grad():
         # Posteriors and conditionals far enough from N(0, I) for mistakes to show.
         for layer in [*generator.encoder, *generator.decoder]:

@@ -6,14 +6,12 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from hebmtool import data, recipe
 from hebmtool.errors import HebmError
-from hebmtool.generator.tower import Generator
-from hebmtool.generator.whitening import Whitening
-from hebmtool.judge.evaluate import _same
+from hebmtool.generator import Tower, Whitening
+from hebmtool.judge.sources import same
 from hebmtool.metrics import evidence, two_sample
 from hebmtool.noise import Noise
-from hebmtool.prior.base import Prior
-from hebmtool.prior.kinds import make_prior
-from hebmtool.train import prior
+from hebmtool.prior import Prior, make_prior
+from hebmtool.train.prior import whitening_of
 from hebmtool.use.score import Scorer
 
 KEYS = {"chain": "underdamped", "steps": 2, "objective": "cnce", "energy": {"width": 4, "blocks": 1}}
@@ -52,16 +50,16 @@ def test_it_is_the_same_generator_in_other_coordinates(plain, white, whitening):
     torch.testing.assert_close(white.T_inverse(white.T(w)), w, rtol=1e-4, atol=1e-4)
     encoded = white.encode(x, noise)
     torch.testing.assert_close(whitening.to_u(encoded), plain.encode(x, noise), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(white.join(white.top_down(w).u), u)
-    assert _same(plain, white)
+    torch.testing.assert_close(white.join(white.walk(w).u), u)
+    assert same(plain, white)
 
 
 def test_layers_depend_on_no_layer_below(plain, white):
     w = torch.randn(4, plain.D)
     top = plain.slices[0].stop
     changed = torch.cat([w[:, :top], torch.randn(4, plain.D - top)], 1)
-    for found in (white.top_down(changed), white.top_down(w[:, :top], layers=1)):
-        torch.testing.assert_close(found.z[0], white.top_down(w).z[0], rtol=0, atol=1e-6)
+    for found in (white.walk(changed), white.walk(w[:, :top], layers=1)):
+        torch.testing.assert_close(found.z[0], white.walk(w).z[0], rtol=0, atol=1e-6)
 
 
 def test_the_posterior_score_follows_the_chain_rule(plain, white, whitening):
@@ -96,7 +94,7 @@ def test_the_gaussian_prior_stays_the_generators_own(plain, white, whitening):
 @pytest.mark.parametrize("kind", ["ebm", "diffusion-ebm"])
 def test_a_prior_that_has_learned_nothing_is_the_fitted_normal(white, whitening, kind):
     n = 4000
-    walk = white.top_down(prior(white, kind).sample(Noise(0, range(n), white.D)))
+    walk = white.walk(prior(white, kind).sample(Noise(0, range(n), white.D)))
     u = white.join(walk.u)
     covariance = whitening.factor @ whitening.factor.T
     assert ((u.mean(0) - whitening.mean).abs() < 6 * (covariance.diagonal() / n).sqrt()).all()
@@ -181,10 +179,10 @@ def test_the_aggregate_posterior_becomes_white(make_generator):
     settings = recipe.Recipe(generator={**make_generator().config.model_dump(), "likelihood": "gaussian"})
     generator = make_generator(likelihood="gaussian", seed=2)
     images = images_with_structure(3000)
-    whitening = prior.whitening_of(generator, images, settings)
-    again = prior.whitening_of(generator, images, settings)
+    whitening = whitening_of(generator, images, settings)
+    again = whitening_of(generator, images, settings)
     assert torch.equal(whitening.factor, again.factor) and torch.equal(whitening.mean, again.mean)
-    x = data.prepare(images.batch(range(3000)), settings.data, "gaussian", train=False)
+    x = data.prepare(images.batch(range(3000)), settings.data, generator.likelihood.read, train=False)
     torch.manual_seed(7)
     u = generator.encode(x)
     before = torch.cov(u.T) - torch.eye(generator.D)
@@ -198,7 +196,7 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
     """Fewer draws than dimensions: the factor is still a regular matrix, near a multiple of I."""
     generator = make_generator(likelihood="gaussian")
     settings = recipe.Recipe(generator=generator.config)
-    whitening = prior.whitening_of(generator, images_with_structure(10), settings)
+    whitening = whitening_of(generator, images_with_structure(10), settings)
     condition = torch.linalg.cond(whitening.factor)
     assert whitening.factor.isfinite().all() and condition < 10
 
@@ -206,9 +204,9 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
 def test_latents_that_are_not_finite_are_a_sentence(plain, monkeypatch):
     monkeypatch.setattr(plain, "encode", lambda x: torch.full((len(x), plain.D), torch.nan))
     with pytest.raises(HebmError, match="not finite"):
-        prior.whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
+        whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
 
 
 def test_only_a_frozen_generator_is_whitened(plain, whitening):
     with pytest.raises(ValueError, match="frozen"):
-        Generator(plain.config, (1, 8, 8)).whiten(whitening)
+        Tower(plain.config, (1, 8, 8)).whiten(whitening)
