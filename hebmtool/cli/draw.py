@@ -1,0 +1,222 @@
+"""Commands that draw from a prior: images, some layers given the others, what is asked for."""
+
+import json
+import re
+from typing import Annotated
+
+import typer
+
+from hebmtool.cli import options, outputs
+from hebmtool.console import note
+from hebmtool.errors import UsageError
+
+
+def sample(
+    n: Annotated[int, options.number("Number of images.")] = 64,
+    seed: Annotated[int, options.seed("Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="A strip per image: decoded u_T ... u_0, noise to the left.")
+    ] = False,
+    prior: options.Prior = None,
+    temperature: options.Temperature = 1.0,
+    steps: options.Steps = None,
+    chain: options.Chain = None,
+    theta: options.Theta = None,
+    persistence: options.Persistence = None,
+    h: options.H = None,
+    eta: options.Eta = None,
+    fast: options.Fast = False,
+    out: Annotated[
+        str | None,
+        options.out(
+            "A .png grid, an .npz file, a folder of PNGs, or - for a PNG on stdout.", "a grid in the run's samples"
+        ),
+    ] = None,
+    columns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Columns of the grid.", show_default="square", rich_help_panel=options.OUTPUT),
+    ] = None,
+    force: options.Force = False,
+    run: options.Run = None,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 64,
+    readjust_bn: options.Readjust = False,
+    readjust_temperature: options.ReadjustTemperature = 1.0,
+) -> None:
+    """Draw images from a run's prior (HEBM's Algorithm 2).
+
+    Prints the path written.
+
+    Examples:
+
+        hebm sample -n 100 --seed 7 --out grid.png
+        hebm sample --prior gaussian -n 50000 --out samples/
+        hebm sample --fast -n 10000 --out samples.npz
+        hebm sample --chain underdamped --steps 30 --theta 0.3
+        hebm sample --progressive -n 8 --out - | display
+    """
+    sink = outputs.images(out, force, columns)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    how = options.drawing(temperature, steps, fast, batch_size) | sampler
+    batches = options.READJUST_BATCHES if readjust_bn else 0
+    model = options.load(run, runs, prior, device, fast, readjust_bn=batches, readjust_temperature=readjust_temperature)
+    sink = sink or _in_samples(model, "progressive" if progressive else "sample", seed, columns)
+    if progressive:
+        strips = model.progressive(n, seed, **how)
+        sink.columns = columns or strips.shape[1]
+        sink.write([strips.flatten(0, 1)])
+    else:
+        sink.write(model.batches(n, seed, **how))
+    if sink.path is not None:
+        print(sink.path)
+
+
+def hier_sample(
+    layer: Annotated[
+        str | None, typer.Option(metavar="K or A:B", help="A layer's number (1 = bottom), or a range of them.")
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            "--vary",
+            help="Resample the layers above those named, below them, or only them.",
+            show_default="above; only for a range",
+            **options.one_of("--vary", "above", "below", "only"),
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every part of the hierarchy in turn, top to bottom, a block of rows each.")
+    ] = False,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="IMAGE", help="Start from a real image's posterior; repeatable, a row each."),
+    ] = None,
+    n: Annotated[int | None, options.number("Base samples, a row each.", default="8; 4 with --all")] = None,
+    columns: Annotated[int, typer.Option(min=1, max=1000, help="Resamples of each.")] = 8,
+    seed: Annotated[int, options.seed("Base i is image i of `hebm sample` with this seed.")] = 0,
+    prior: options.Prior = None,
+    temperature: options.Temperature = 1.0,
+    steps: options.Steps = None,
+    chain: options.Chain = None,
+    theta: options.Theta = None,
+    persistence: options.Persistence = None,
+    h: options.H = None,
+    eta: options.Eta = None,
+    fast: options.Fast = False,
+    out: Annotated[str | None, options.out("A .png, or - for a PNG on stdout.", "in the run's samples")] = None,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json("How much of the image changed, as one JSON object on stdout.")] = False,
+    run: options.Run = None,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 64,
+) -> None:
+    """Resample some layers and hold the others: what of the image does each layer carry?
+
+    Rows are base samples, framed; columns their resamples, drawn from the prior of the varied layers given those held.
+    `--layer K` resamples the layers above K.  `--all` shows the whole hierarchy (the first 4 rows of each part, many
+    layers in six parts), and with `--json` measures every row and every single layer.  Prints the path written.
+
+    Examples:
+
+        hebm hier-sample --layer 3
+        hebm hier-sample --layer 5:6 --from mine.png --from another.png
+        hebm hier-sample --all -n 64 --json
+    """
+    _check_layers(layer, every, vary, images, n)
+    options.check_stdout(as_json, "--out -", out == "-")
+    sink = outputs.picture(out, force, "hier-sample", stdout=True)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    how = options.drawing(temperature, steps, fast, batch_size) | sampler
+    model = options.load(run, runs, prior, device, fast)
+    drawn = model.resample("all" if every else layer, vary, n, columns, seed, images=images or None, **how)
+    sink = sink or _in_samples(model, "hier-sample", seed, words=drawn.title.replace(" ", "-"))
+    sink.write_picture(drawn.png())
+    if as_json:
+        for sentence in drawn.rises:
+            note(sentence)
+        print(json.dumps(drawn.figures() | {"picture": str(sink.path)}))
+    elif sink.path is not None:
+        print(sink.path)
+
+
+def controllable(
+    value: Annotated[str | None, typer.Option("--class", help="A class, or `all` for a row of each.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE[:WEIGHT]", help="As Smiling=1, Male=0:0.5 or Odd=all; repeatable."),
+    ] = None,
+    weight: Annotated[float, typer.Option(help="Of --class; below 0 any other class is asked for.")] = 1.0,
+    across_layers: Annotated[
+        bool, typer.Option("--across-layers", help="Resample one layer at a time: which of them carry the label?")
+    ] = False,
+    n: Annotated[int, options.number("Images for each condition.")] = 64,
+    seed: Annotated[int, options.seed("Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    judged: Annotated[
+        bool, typer.Option("--report/--no-report", help="Judge the samples by a classifier of real images.")
+    ] = True,
+    prior: options.Prior = None,
+    temperature: options.Temperature = 1.0,
+    steps: options.Steps = None,
+    chain: options.Chain = None,
+    theta: options.Theta = None,
+    persistence: options.Persistence = None,
+    h: options.H = None,
+    eta: options.Eta = None,
+    fast: options.Fast = False,
+    out: Annotated[str | None, options.out("A .png, or - for a PNG on stdout.", "in the run's samples")] = None,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json("The figures as one JSON object on stdout.")] = False,
+    run: options.Run = None,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 64,
+) -> None:
+    """Draw images under conditions on labels, and say how many came out as asked.
+
+    Needs labels coupled to the prior: `hebm train-prior RECIPE --finetune --set prior.labels=class`.  The first report
+    trains a classifier on real images and keeps it in the run.  Prints the path written.
+
+    Examples:
+
+        hebm controllable --class 3 -n 64
+        hebm controllable --class all
+        hebm controllable --attribute Smiling=1 --attribute Male=0:0.5
+    """
+    if value is None and not attribute:
+        raise UsageError("say what to condition on, by --class (a class, or all) or --attribute NAME=VALUE")
+    options.check_stdout(as_json, "--out -", out == "-")
+    sink = outputs.picture(out, force, "controllable", stdout=True)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    how = options.drawing(temperature, steps, fast, batch_size) | sampler
+    model = options.load(run, runs, prior, device, fast)
+    found = model.controllable(
+        value, attribute, n, seed, weight=weight, across_layers=across_layers, judged=judged, **how
+    )
+    sink = sink or _in_samples(model, "controllable", seed)
+    sink.write_picture(found.png())
+    for line in found.lines():
+        note(line)
+    if as_json:
+        print(json.dumps({"picture": str(sink.path)} | found.figures))
+    elif sink.path is not None:
+        print(sink.path)
+
+
+def _check_layers(layer: str | None, every: bool, vary: str | None, images: list[str] | None, n: int | None) -> None:
+    if (layer is None) != every:
+        found = "both are given" if every else "neither is given"
+        raise UsageError(f"say what to resample by --layer or by --all; {found}")
+    if layer is not None and re.fullmatch(r"\d+(:\d+)?", layer) is None:
+        raise UsageError(f"--layer is '{layer}'; give a layer's number, as 5, or a range of them, as 2:5")
+    if every and vary is not None:
+        raise UsageError("--vary chooses layers around --layer, and --all resamples each part in turn; drop one")
+    if images and n is not None:
+        raise UsageError("-n counts base samples, and with --from there is one row per image; drop one")
+
+
+def _in_samples(model, what: str, seed: int, columns: int | None = None, words: str = "") -> outputs.Sink:
+    """The place in the run's samples, in which an earlier picture is replaced."""
+    name = "-".join(filter(None, [what, model.prior.kind, words, f"seed{seed}"]))
+    return outputs.Sink(str(model.run.samples_dir / f"{name}.png"), columns, force=True)

@@ -1,0 +1,66 @@
+"""What went wrong, in one line on stderr, and the exit status it means: 1 a failure, 2 a wrong request."""
+
+import os
+import sys
+
+import typer
+
+from hebmtool.console import note
+from hebmtool.errors import HebmError
+
+# Newer typer carries its own copy of click, older ones import it: reach its base exception through typer itself.
+ClickException = typer.BadParameter.__mro__[2]
+
+
+def explain(error: BaseException, debug: bool) -> int:
+    """Say it; the exit status."""
+    if isinstance(error, HebmError):
+        note(f"hebm: {error}")
+        return error.exit_code
+    if isinstance(error, ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "hebm"
+        if not error.format_message():  # a bare `hebm`: its help has been printed
+            return 2
+        note(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader went away, as `head` does; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        note("hebm: interrupted")
+        return 130
+    if out_of_memory(error):
+        note("hebm: out of memory; lower the batch size (--batch-size, train_vae.batch_size, train_prior.batch_size)")
+        return 1
+    if isinstance(error, OSError):
+        note(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
+        return 1
+    hint = "" if debug else "; run again with --debug for the traceback, and please report it"
+    note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+    return 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch, which need not be there, says so."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)  # how torch says it on a CPU
+    )
+
+
+class Unread:
+    """Names every file that cannot be read, and counts them: the exit status is then 1."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, error: HebmError) -> None:
+        self.count += 1
+        note(f"hebm: {error}")
+
+    def leave(self) -> None:
+        if self.count:
+            raise typer.Exit(1)

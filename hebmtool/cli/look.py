@@ -1,0 +1,249 @@
+"""Commands that say what runs are and what they reached."""
+
+import json
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from hebmtool.cli import options, outputs
+from hebmtool.console import note
+from hebmtool.errors import UsageError
+
+
+def info(
+    run: options.RunNamed = None,
+    as_json: options.Json = False,
+    runs: options.Runs = options.RUNS,
+) -> None:
+    """Show what a run is: its generator's layers with their KL, its priors and their figures.
+
+    Nothing is computed: it is read from the run's folder.
+
+    Examples:
+
+        hebm info
+        hebm info mnist --json
+    """
+    from hebmtool import api
+
+    found = api.info(run, runs=runs)
+    print(json.dumps(found) if as_json else found)
+
+
+def evaluate(
+    run: options.RunNamed = None,
+    prior: Annotated[str | None, options.prior("Only this kind.", "every trained prior")] = None,
+    steps: options.Steps = None,
+    chain: options.Chain = None,
+    theta: options.Theta = None,
+    persistence: options.Persistence = None,
+    h: options.H = None,
+    eta: options.Eta = None,
+    fast: options.Fast = False,
+    samples: Annotated[int | None, typer.Option(min=2, help="Images per set.", show_default="the recipe's")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="TorchScript feature network.", show_default="the recipe's")
+    ] = None,
+    fid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fid",
+            metavar="MODE",
+            help="FID as clean-fid has it: clean (with IS) or legacy_pytorch; repeatable.",
+            **options.one_of("--fid", "clean", "legacy_pytorch"),
+        ),
+    ] = None,
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference",
+            metavar="SPLIT",
+            help="Hold against test images, or train as in published FIDs.",
+            **options.one_of("--reference", "test", "train"),
+        ),
+    ] = "test",
+    repeats: Annotated[int, typer.Option(min=1, help="Independent draws; figures are their mean.")] = 1,
+    seed: Annotated[int | None, options.seed("Of the draws.", "the recipe's")] = None,
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Also bits per dimension under each prior, and nats per layer.")
+    ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Also two-sample tests, moments and what the chains do.")
+    ] = False,
+    as_json: options.Json = False,
+    as_markdown: options.Markdown = False,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+) -> None:
+    """Judge a run's priors side by side: distances to held-out images, precision and recall, closure, speed.
+
+    Reconstructions are the floor that no prior of the generator gets below.  Prints a row per figure, each with one
+    standard error, and what it takes to measure them again; keeps them in the run for `hebm compare`.  Features of
+    reference images are cached in $HEBM_CACHE, by default ~/.cache/hebmtool.
+
+    Examples:
+
+        hebm evaluate mnist --features mnist_features.pt
+        hebm evaluate --prior diffusion-ebm --steps 30 --repeats 5 --json
+        hebm evaluate --chain underdamped --steps 30 --theta 0.3
+        hebm evaluate --fid clean --samples 50000 --reference train --markdown
+    """
+    options.check_stdout(as_json, "--markdown", as_markdown)
+    options.check_fast(fast, steps)
+    parts = ("likelihood",) * likelihood + ("two-sample", "chains") * diagnose
+    if fast and parts:
+        raise UsageError("--fast draws otherwise than --likelihood and --diagnose judge; leave out either")
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    opened = options.opened(run, runs, prior)
+    from hebmtool import api
+
+    found = api.evaluate(
+        opened,
+        prior,
+        steps=steps,
+        samples=samples,
+        features=features,
+        fid=fid or (),
+        reference=reference,
+        repeats=repeats,
+        seed=seed,
+        fast=fast,
+        parts=parts,
+        command=_command(),
+        device=device,
+        **sampler,
+    )
+    _print(found, as_json, as_markdown)
+
+
+def compare(
+    runs_named: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or folders of runs.")],
+    as_json: options.Json = False,
+    as_markdown: options.Markdown = False,
+    runs: options.Runs = options.RUNS,
+) -> None:
+    """Put runs side by side, from the figures `hebm evaluate` kept in them.
+
+    Prints a row per figure and a column per run and prior, the best prior starred.  Says on stderr where runs were not
+    judged alike.
+
+    Examples:
+
+        hebm compare mnist published
+        hebm compare runs/* --markdown
+    """
+    options.check_stdout(as_json, "--markdown", as_markdown)
+    from hebmtool import api
+
+    found = api.compare(*runs_named, runs=runs)
+    for warning in found.warnings:
+        note(warning)
+    _print(found, as_json, as_markdown)
+
+
+def report(
+    run: options.RunNamed = None,
+    seed: Annotated[int, options.seed("Of what is drawn; images are those of `hebm sample`.")] = 0,
+    batch_size: options.BatchSize = 64,
+    out: Annotated[str | None, options.out("The page, an .html.", "report.html in the run's folder")] = None,
+    force: options.Force = False,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+) -> None:
+    """Show a run on one self-contained HTML page, to read or to send.
+
+    Samples of every prior, reconstructions, what each layer carries, training curves, an out-of-distribution figure,
+    what `hebm evaluate` measured, checkpoints and recipe.  The page loads nothing.  Prints its path.
+
+    Examples:
+
+        hebm report
+        hebm report mnist --out mnist.html
+    """
+    path = outputs.page(out, force)
+    opened = options.opened(run, runs)
+    from hebmtool import api
+
+    path = path or opened.path / "report.html"
+    api.report(opened, seed, batch_size, device=device).save(path)
+    print(path)
+
+
+def diagnose(
+    run: options.RunNamed = None,
+    prior: options.Prior = None,
+    samples: Annotated[int, typer.Option(min=20, help="Draws of each law in the two-sample tests.")] = 500,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Langevin steps per level.", show_default="the prior's own", rich_help_panel=options.CHAIN
+        ),
+    ] = None,
+    chain: options.Chain = None,
+    theta: options.Theta = None,
+    persistence: options.Persistence = None,
+    h: options.H = None,
+    eta: options.Eta = None,
+    seed: Annotated[int, options.seed("Of every draw.")] = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            help="likelihood, two-sample or chains; repeatable.",
+            show_default="all three",
+            **options.one_of("--only", "likelihood", "two-sample", "chains"),
+        ),
+    ] = None,
+    out: Annotated[str | None, options.out("Also draw the chains, as a .png.", "not drawn")] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    runs: options.Runs = options.RUNS,
+    device: options.Device = "auto",
+) -> None:
+    """Find where a prior falls short: likelihood bounds, two-sample tests by layer and level, what its chains do.
+
+    None of it needs image features.  Layers are numbered from the bottom, 1.
+
+    Examples:
+
+        hebm diagnose mnist --out diag.png
+        hebm diagnose --chain underdamped --steps 30 --only chains
+        hebm diagnose --only two-sample --samples 2000 --steps 30 --json
+    """
+    sink = outputs.picture(out, force, "diagnose")
+    if sink is not None and only and "chains" not in only:
+        raise UsageError("--out draws the chains, and --only leaves them away; add --only chains")
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    opened = options.opened(run, runs, prior)
+    from hebmtool import api
+
+    model = api.load(opened, prior, device=device)
+    if sink is not None and not model.prior.T:
+        raise UsageError(f"--out draws the chains, and the {model.prior.kind} prior has none; name another --prior")
+    found = model.diagnose(samples, steps, seed, **({"parts": only} if only else {}), **sampler)
+    if sink is not None:
+        sink.write_picture(found.png())
+        note(f"picture: {sink.path}")
+    if as_json:
+        about = {"run": found.run, "prior": found.prior, "seed": seed, "samples": samples, "steps": steps}
+        about |= {"command": _command(), "picture": sink and str(sink.path)}
+        print(json.dumps(about | {"figures": [figure.as_dict() for figure in found.figures]}))
+    else:
+        print(found.table())
+
+
+def _command() -> str:
+    """As it was typed."""
+    return shlex.join(["hebm", *sys.argv[1:]])
+
+
+def _print(found, as_json: bool, as_markdown: bool) -> None:
+    """A table of figures, in the form asked for."""
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    elif as_markdown:
+        print(found.markdown())
+    else:
+        found.show()

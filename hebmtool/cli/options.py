@@ -1,0 +1,278 @@
+"""What several commands share: each option defined once, and what is looked at before anything slow is imported.
+
+A name in capitals is the type of a parameter.  A function is for an option of one name whose meaning differs a little
+from command to command, and takes what help says of it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hebmtool.errors import UsageError, did_you_mean
+
+# Panels of the help, in the order in which a command's options come to them.
+CHAIN, OUTPUT, WHERE = "Prior and chain", "Output", "Run and device"
+
+READJUST_BATCHES = 500
+RUNS = Path("runs")
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def one_of(option: str, *words: str) -> dict:
+    """What makes an option take these words alone, and complete them."""
+
+    def check(given: str | list[str] | None) -> str | list[str] | None:
+        for word in [given] if isinstance(given, str) else given or ():
+            if word not in words:
+                raise UsageError(f"{option} is '{word}'; choose of {', '.join(words)}{did_you_mean(word, words)}")
+        return given
+
+    return {"callback": check, "autocompletion": lambda incomplete: starting(words, incomplete)}
+
+
+def starting(words: Sequence[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def _check_temperature(temperature: float) -> float:
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"--temperature is {temperature}; it must be above 0 and finite, 1 being the prior itself")
+    return temperature
+
+
+def _check_device(name: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise UsageError(f"--device is '{name}'; choose of auto, cpu, cuda and cuda:N")
+    return name
+
+
+def check_fast(fast: bool, steps: int | None) -> None:
+    if fast and steps is not None:
+        raise UsageError("--fast chooses the Langevin steps itself; leave out either it or --steps")
+
+
+def check_stdout(as_json: bool, other: str, taken: bool) -> None:
+    """One thing at a time is written to standard output."""
+    if as_json and taken:
+        raise UsageError(f"--json and {other} both write to standard output; choose one")
+
+
+def sampler(chain: str | None, **settings: float | None) -> dict[str, object]:
+    """The chain and those of its settings that are given, in bounds."""
+    given = {key: value for key, value in {"chain": chain, **settings}.items() if value is not None}
+    if given:
+        from hebmtool import recipe
+
+        recipe.from_dict({"prior": given})
+    return given
+
+
+def drawing(temperature: float, steps: int | None, fast: bool, batch_size: int) -> dict[str, object]:
+    """How to draw: arguments that the model's methods share."""
+    check_fast(fast, steps)
+    return {"temperature": temperature, "steps": steps, "fast": fast, "batch_size": batch_size}
+
+
+# Opening a run --------------------------------------------------------------------------------------------------------
+
+
+def opened(name: str | None, runs: Path, prior: str | None = None):
+    """The run of this name, which has a prior of this kind: known before torch is imported."""
+    from hebmtool.run.folder import Run
+
+    run = Run.open(name, runs)
+    if prior is not None:
+        run.require_prior(prior)
+    return run
+
+
+def load(name: str | None, runs: Path, prior: str | None, device: str, fast: bool = False, **readjust: float):
+    """Its model."""
+    run = opened(name, runs, prior)
+    from hebmtool import api
+
+    return api.load(run, prior, device=device, precision="bf16" if fast else "float32", **readjust)
+
+
+# Completion -----------------------------------------------------------------------------------------------------------
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from hebmtool import recipe
+
+    return starting(list(recipe.names()), incomplete)
+
+
+def _words(name: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        from hebmtool.recipe import words
+
+        return starting(list(getattr(words, name)), incomplete)
+
+    return complete
+
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    folder = Path(context.params.get("runs") or RUNS)
+    names = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return starting(names, incomplete)
+
+
+# Recipes and runs -----------------------------------------------------------------------------------------------------
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a built-in recipe (see `hebm recipes`).",
+        autocompletion=_recipes,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as --set prior.levels=6; repeatable."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+RunNamed = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="A run's name or folder.", show_default="the newest run", autocompletion=_runs),
+]
+Run = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="A run's name or folder.",
+        show_default="the newest run",
+        autocompletion=_runs,
+        rich_help_panel=WHERE,
+    ),
+]
+Runs = Annotated[
+    Path,
+    typer.Option("--runs", envvar="HEBM_RUNS", help="Folder that holds the runs.", rich_help_panel=WHERE),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda or cuda:N.", callback=_check_device, rich_help_panel=WHERE),
+]
+Readjust = Annotated[
+    bool,
+    typer.Option(
+        "--readjust-bn",
+        help=f"First re-estimate the generator's BatchNorm statistics on {READJUST_BATCHES} generated batches.",
+        rich_help_panel=WHERE,
+    ),
+]
+ReadjustTemperature = Annotated[
+    float,
+    typer.Option("--readjust-temperature", help="Standard deviation of u in those batches.", rich_help_panel=WHERE),
+]
+
+
+# What is drawn, and how -----------------------------------------------------------------------------------------------
+
+
+def number(help: str, least: int = 1, default: str | bool = True) -> object:
+    return typer.Option("-n", "--number", min=least, help=help, show_default=default)
+
+
+def seed(help: str, default: str | bool = True) -> object:
+    return typer.Option("--seed", min=0, help=help, show_default=default)
+
+
+def prior(help: str, default: str) -> object:
+    return typer.Option(
+        "--prior", help=help, show_default=default, autocompletion=_words("KINDS"), rich_help_panel=CHAIN
+    )
+
+
+Prior = Annotated[str | None, prior("gaussian, ebm, diffusion-ebm or flow.", "the best that is trained")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=0, help="Langevin steps per level.", show_default="the prior's own", rich_help_panel=CHAIN
+    ),
+]
+InferenceSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=0, help="Langevin steps of inference.", show_default="what the kind of run needs"),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        help="Above 0; 1 is the prior itself.",
+        callback=_check_temperature,
+        rich_help_panel=CHAIN,
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="In bf16, and only the Langevin steps of prior.fast: by default K where the noise is least. "
+        "A joint EBM takes all of its K.",
+        rich_help_panel=CHAIN,
+    ),
+]
+Chain = Annotated[
+    str | None,
+    typer.Option(
+        "--chain",
+        help="Draw the same density by another chain: langevin, preconditioned or underdamped.",
+        show_default="the prior's own",
+        autocompletion=_words("CHAINS"),
+        rich_help_panel=CHAIN,
+    ),
+]
+
+
+def _setting(name: str, help: str) -> object:
+    return typer.Option(f"--{name}", help=help, rich_help_panel=CHAIN)
+
+
+Eta = Annotated[float | None, _setting("eta", "Step size of the langevin chain.")]
+H = Annotated[float | None, _setting("h", "Step size of the preconditioned chain.")]
+Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped chain, an angle in radians.")]
+Persistence = Annotated[
+    float | None, _setting("persistence", "Momentum of the underdamped chain that survives a step, from 0 to below 1.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images drawn at a time.", rich_help_panel=WHERE)]
+
+
+# Images that are given ------------------------------------------------------------------------------------------------
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH",
+        help="Images, folders (at any depth), .npz or .npy files, or - for one path per line on stdin.",
+        show_default=False,
+    ),
+]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Bring images of another size or colour to the run's instead of refusing them.")
+]
+
+
+# Output ---------------------------------------------------------------------------------------------------------------
+
+
+def out(help: str, default: str) -> object:
+    return typer.Option("--out", help=help, show_default=default, rich_help_panel=OUTPUT)
+
+
+def json(help: str) -> object:
+    return typer.Option("--json", help=help, rich_help_panel=OUTPUT)
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what --out names.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, json("One JSON object on stdout.")]
+JsonLines = Annotated[bool, json("A JSON object per line.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="A Markdown block, ready to paste.", rich_help_panel=OUTPUT)]

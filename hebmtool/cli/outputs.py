@@ -1,0 +1,118 @@
+"""Where what a command makes goes, as --out says: looked at before anything is drawn, and without torch."""
+
+import io
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hebmtool import files
+from hebmtool.errors import HebmError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sink:
+    """Where images go: a grid PNG, a folder of PNGs, an `.npz` with `images`, or, for `-`, a grid PNG on stdout; and
+    where one picture goes, a PNG in either place.
+
+    Arguments:
+        out: the path; its ending decides (`.png`, `.npz`, otherwise a folder).
+        columns: of the grid.
+        force: whether an existing file may be replaced; a folder must be empty, so that draws are not mixed.
+
+    Raises:
+        UsageError: the ending is none of these.
+        HebmError: something is there already and `force` is off.
+    """
+
+    def __init__(self, out: str, columns: int | None = None, force: bool = False):
+        self.columns = columns
+        self.path = None if out == "-" else Path(out)
+        self.kind = "stdout" if self.path is None else {".png": "png", ".npz": "npz"}.get(self.path.suffix, "folder")
+        if self.kind == "stdout":
+            if sys.stdout.isatty():
+                raise UsageError("--out - writes a PNG to standard output, a terminal here; redirect it or give a file")
+            return
+        if not out.strip() or (self.kind == "folder" and self.path.suffix and not self.path.is_dir()):
+            raise UsageError(f"--out is '{out}'; allowed are a .png grid, an .npz file, a folder without a dot, or -")
+        if self.path.is_dir() and (self.kind != "folder" or any(self.path.iterdir())):
+            raise HebmError(f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed")
+        if self.path.is_file() and (self.kind == "folder" or not force):
+            raise HebmError(f"the file {out} exists; choose another for --out" + (", or add --force" * (not force)))
+        _make_folder(self.path if self.kind == "folder" else self.path.parent)
+
+    @property
+    def one_picture(self) -> bool:
+        return self.kind in ("png", "stdout")
+
+    def write(self, batches: Iterable["Tensor"]) -> None:
+        """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""
+        if self.kind == "folder":
+            self._fill(batches)
+            return
+        import numpy as np
+        import torch
+
+        from hebmtool import picture
+
+        images = torch.cat(list(batches))
+        if self.kind == "npz":
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, images=picture.to_nhwc(images))
+            files.write_bytes(self.path, buffer.getvalue())
+        else:
+            self.write_picture(picture.to_png(picture.grid(images, self.columns)))
+
+    def write_picture(self, png: bytes) -> None:
+        if self.path is not None:
+            files.write_bytes(self.path, png)
+        else:
+            sys.stdout.buffer.write(png)
+            sys.stdout.buffer.flush()
+
+    def _fill(self, batches: Iterable["Tensor"]) -> None:
+        from hebmtool import picture
+
+        for i, image in enumerate(image for batch in batches for image in batch):
+            picture.save(picture.to_pil(image), self.path / f"{i:06d}.png")
+
+
+def images(out: str | None, force: bool, columns: int | None = None) -> Sink | None:
+    """Where images go that are drawn in number; None where nothing is said."""
+    return None if out is None else Sink(out, columns, force)
+
+
+def picture(out: str | None, force: bool, command: str, stdout: bool = False) -> Sink | None:
+    """Where the one picture of a command goes; None where nothing is said."""
+    if out is None:
+        return None
+    if not (out.endswith(".png") or (out == "-" and stdout)):
+        raise UsageError(f"--out is '{out}'; {command} draws a picture: give a .png{', or -' * stdout}")
+    return Sink(out, force=force)
+
+
+def page(out: str | None, force: bool) -> Path | None:
+    """Where a page of HTML goes; None where nothing is said."""
+    if out is None:
+        return None
+    path = Path(out)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out is '{out}'; report writes a page: give a .html")
+    if path.is_dir():
+        raise HebmError(f"--out {out} is a folder; give a .html file")
+    if path.exists() and not force:
+        raise HebmError(f"the file {out} exists; choose another for --out, or add --force")
+    _make_folder(path.parent)
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HebmError(f"cannot make the folder {folder} for --out: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise HebmError(f"the folder {folder} of --out cannot be written; choose another")
