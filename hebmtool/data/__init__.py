@@ -1,8 +1,13 @@
-"""Images `x`, uint8 at rest: from a source, in batches whose order is a function of (seed, step) alone.
+"""Images x, uint8 at rest: from a source, in batches whose order is a function of (seed, step) alone.
 
-`images` is the set of images and what the model reads of it; `sources` the places they come from, `decode` and `arrays`
-the only readers of image and array files; `masks` which pixels are hidden.  A source or a reader is changed here alone:
-the rest of the package sees `Images`.
+    load(data, "train")   which images                   -> Images
+    batch_indices(...)    the images of one update        a function of seed and step alone
+    images.batch(...)     uint8 [n, C, H, W]              as they are at rest
+    prepare(...)          float32 [n, C, H, W] in [0, 1]  as the model reads them
+
+`images` is the set of images and what the model reads of it; `sources` the places they come from; `decode` (with
+`files`) and `arrays` the only readers of image and array files; `anywhere` images that are not of the recipe's source;
+`masks` which pixels are hidden.  A source or a reader is changed here alone: the rest of the package sees `Images`.
 """
 
 from hebmtool.data.anywhere import given_sets, read

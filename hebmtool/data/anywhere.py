@@ -14,8 +14,6 @@ from hebmtool.data.decode import fit_to, paths_in, read_image
 from hebmtool.errors import HebmError
 from hebmtool.recipe import Recipe
 
-# Images from anywhere -------------------------------------------------------------------------------------------------
-
 
 def read(
     paths: Iterable[str],
@@ -36,7 +34,7 @@ def read(
     def brought(pixels: Tensor, name: str) -> Tensor:
         if exact and tuple(pixels.shape) != tuple(shape):
             found, wanted = (f"{w}x{h} {'grey' if c == 1 else 'RGB'}" for c, h, w in (pixels.shape, shape))
-            raise HebmError(f"{name} is {found}, and the run's images are {wanted}; convert it, or add --fit")
+            raise HebmError(f"{name} is {found}, and the run's images are {wanted}; convert it, or let it be fitted")
         return fit_to(pixels[None], shape, recipe.data)[0]
 
     as_it_is = recipes.Data()

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The one reader of .npz and .npy files of images: which array of a file is meant, and which of its axes is which.
+
+Layouts of uint8 are known: (N, H, W), (N, H, W, C) and (N, C, H, W), C 1 or 3.  No pickle is ever loaded.
+"""
 
 from pathlib import Path
 
@@ -63,7 +66,11 @@ def _array_keys(found: list[str], path: Path, split: Split) -> tuple[dict[str, s
 
 
 def channels_first(array: np.ndarray, name: str) -> np.ndarray:
-    """A view [N, C, H, W] of a uint8 array in one of the known layouts."""
+    """A view [N, C, H, W] of a uint8 array in one of the known layouts; `name` says whose it is.
+
+    Raises:
+        HebmError: another layout or type.
+    """
     if array.dtype == np.uint8 and len(array.shape) in (3, 4) and len(array):
         views = [array[:, None]] if array.ndim == 3 else [array, array.transpose(0, 3, 1, 2)]
         for view in views:
@@ -76,6 +83,11 @@ def channels_first(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def checked_labels(labels: np.ndarray, n: int, classes: list[str] | None, name: str) -> np.ndarray:
+    """The labels of n images, integers [n], which index `classes` where those are known; `name` says whose they are.
+
+    Raises:
+        HebmError: another shape or type, or a number out of range.
+    """
     if labels.dtype.kind not in "iu" or labels.shape not in ((n,), (n, 1)):
         raise HebmError(
             f"{name} has shape {labels.shape} and type {labels.dtype}, but labels must be integers of shape ({n},), "

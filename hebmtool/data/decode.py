@@ -1,4 +1,9 @@
-"""TODO."""
+"""The one reader of image files, and what is done to pixels before the model's bits (`fit`).
+
+Every image, from an array or from a file, goes through the same steps: centre crop to `data.crop`, grey or RGB as
+`data.channels` says, then, when `data.size` is given, the short side is resized to it (bilinear, antialiased) and the
+middle square is kept.  All of it is uint8.
+"""
 
 import io
 import os
@@ -17,10 +22,8 @@ from hebmtool.errors import HebmError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm")
 
-
 SMALLEST_SIDE = 4
 """No image is narrower, so an array's axis of 1 or 3 is one of channels."""
-
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
@@ -78,6 +81,7 @@ def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
 
 
 def decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data) -> Tensor:
+    """`read_image` of a path or of bytes, called `name` in errors."""
     pixels = torch.from_numpy(opened(file, name, _pixels))
     fitted_size(*pixels.shape[1:], data, name)
     return fit(pixels[None], data)[0]

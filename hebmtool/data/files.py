@@ -1,4 +1,5 @@
-"""TODO."""
+"""Images that lie in files, one each: what a folder lists, the shape they share, and decoding them when they are asked
+for."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from hebmtool.errors import HebmError
 CACHE_BYTES = 512 * 2**20
 """Sets that take less than this once decoded are decoded only once."""
 
-
 READERS = 8
+"""Threads."""
 
 
 class Decoder:
@@ -45,7 +46,7 @@ class Decoder:
         if tuple(x.shape) != self.shape:
             raise HebmError(
                 f"{self.name(i)} is {size_words(x.shape)}, but the set's images are {size_words(self.shape)}; give "
-                "all images one size, or resize them with --set data.size=64 (any side)"
+                "all images one size, or resize them with data.size=64 (any side)"
             )
         if self.kept is not None:
             self.kept[i] = x
@@ -54,13 +55,18 @@ class Decoder:
 
 
 def on_disk(paths: list[Path], shape: tuple[int, int, int], data: recipe.Data, **about: Any) -> Images:
+    """The images in these files, all of `shape` (C, H, W) once `fit`; `about` is what else `Images` takes."""
     data = data.model_copy(update={"channels": shape[0]})
     read = Decoder(len(paths), shape, lambda i: read_image(paths[i], data), lambda i: str(paths[i]))
     return Images(len(paths), shape, read, names=[str(path) for path in paths], **about)
 
 
 def listed_in(folder: Path) -> tuple[list[Path], list[str] | None]:
-    """Image files, and the class of each where they lie in class folders."""
+    """Image files, and the class of each where they lie in class folders (None where they do not).
+
+    Raises:
+        HebmError: there is none, or some lie in class folders and others not.
+    """
     paths = paths_in(folder)
     parts = [path.relative_to(folder).parts for path in paths]
     depths = [len(part) for part in parts]
@@ -78,7 +84,11 @@ def listed_in(folder: Path) -> tuple[list[Path], list[str] | None]:
 
 
 def common_shape(paths: list[Path], folder: Path, data: recipe.Data) -> tuple[int, int, int]:
-    """(C, H, W) of every image after `fit`, from the files' headers; RGB if any is coloured."""
+    """(C, H, W) of every image after `fit`, from the files' headers; RGB if any is coloured.
+
+    Raises:
+        HebmError: they differ in size, or one is no image.
+    """
     with ThreadPoolExecutor(READERS) as threads:
         headers = list(threads.map(lambda path: opened(path, str(path), header), paths))
     sizes = [fitted_size(h, w, data, str(path)) for path, (h, w, _) in zip(paths, headers, strict=True)]
@@ -86,6 +96,6 @@ def common_shape(paths: list[Path], folder: Path, data: recipe.Data) -> tuple[in
         if size != sizes[0]:
             raise HebmError(
                 f"the images in {folder} differ in size: {paths[0]} is {size_words(sizes[0])} and {path} is "
-                f"{size_words(size)}; resize them all with --set data.size=64 (any side)"
+                f"{size_words(size)}; resize them all with data.size=64 (any side)"
             )
     return (data.channels or (3 if any(colour for *_, colour in headers) else 1), *sizes[0])

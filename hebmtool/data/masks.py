@@ -20,10 +20,8 @@ from hebmtool.noise import derive_seed
 
 HALVES = ("left", "right", "top", "bottom")
 
-
 SHARES = {"center": 0.5, "random": 0.5}
 """The words that take a share, and the one they take when none is given."""
-
 
 Masks = Callable[[Sequence[int]], Tensor]
 """The masks of some images, given by their numbers: bool [n, 1, H, W], True = hidden."""

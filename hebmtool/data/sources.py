@@ -1,13 +1,7 @@
-"""Images for the generator: read from a source, batched, and turned into what the likelihood needs.
+"""Where images come from: a function of the recipe's `data` part and a split for every word of `data.source`.
 
-    load(data, "train")   which images                   -> Images
-    batch_indices(...)    the images of one update        a function of seed and step alone
-    images.batch(...)     uint8 [n, C, H, W]              as they are at rest
-    prepare(...)          float32 [n, C, H, W] in [0, 1]  as the model reads them
-
-Every image, from an array or from a file, goes through the same steps (`fit`): centre crop to `data.crop`, grey or
-RGB as `data.channels` says, then, when `data.size` is given, the short side is resized to it (bilinear, antialiased)
-and the middle square is kept.
+A source says which images there are, how one is read, and which split it is of; cropping and resizing (`decode.fit`),
+`data.exclude` and `data.attributes` are done for it.
 """
 
 import io
@@ -23,7 +17,7 @@ from torch import Tensor
 
 from hebmtool import recipe
 from hebmtool.data.arrays import channels_first, checked_labels, opened_arrays
-from hebmtool.data.decode import first_sentence, fit, fitted_size
+from hebmtool.data.decode import decode, first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
 from hebmtool.data.images import Images, Split, chosen_positions, permutation
 from hebmtool.errors import HebmError, UsageError, did_you_mean
@@ -34,12 +28,10 @@ LSUN_CATEGORIES = (
     *("dining_room", "kitchen", "living_room", "restaurant", "tower"),
 )
 
-
 _IDX = (
     "the unpacked files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte"
 )
-
 
 TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw", _IDX),
@@ -54,7 +46,6 @@ TORCHVISION = {
     ),
 }
 """Source -> torchvision's class, the folder below the root that it reads, and what it reads there."""
-
 
 DIGIT_NAMES = [str(digit) for digit in range(10)]
 
@@ -79,8 +70,8 @@ def source(*names: str) -> Callable[[Source], Source]:
 def load(data: recipe.Data, split: Split) -> Images:
     """The images a recipe names.
 
-    Sources without a test split hold out `test_fraction` of the images, the same ones every time. Folders come in a
-    fixed shuffle, so that the first few (`data.limit`) are of all classes. `data.exclude` takes classes out of the
+    Sources without a test split hold out `test_fraction` of the images, the same ones every time.  Folders come in
+    a fixed shuffle, so that the first few (`data.limit`) are of all classes.  `data.exclude` takes classes out of the
     training split, and `data.limit` shortens it; the test split keeps everything.
 
     Raises:
@@ -152,7 +143,7 @@ def _digits(data: recipe.Data, split: Split) -> Images:
 
 def _path(data: recipe.Data, what: str) -> Path:
     if not data.path:
-        raise UsageError(f"data.source {data.source} needs data.path, {what}; give it with --set data.path=...")
+        raise UsageError(f"data.source {data.source} needs data.path, {what}; set it")
     return Path(data.path).expanduser()
 
 
@@ -224,7 +215,7 @@ def _from_torchvision(data: recipe.Data, **which: Any) -> Any:
         return getattr(datasets, name)(str(root), download=data.download, **which)
     except Exception as error:  # torchvision raises RuntimeError, URLError, ImportError, BadZipFile and others
         what = "is not whole on disk and could not be downloaded" if data.download else "is missing or damaged"
-        otherwise = "" if data.download else ", or let it be downloaded with --set data.download=true"
+        otherwise = "" if data.download else ", or set data.download=true to have it downloaded"
         raise HebmError(
             f"{data.source} {what} ({first_sentence(error)}); place {files} in {root / folder}{otherwise}"
         ) from error
@@ -274,7 +265,7 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
             f"{folder.name}.zip of https://www.yf.io/p/lsun there, or correct data.path or data.category{near}"
         )
     if not (data.size or data.crop):
-        raise HebmError("LSUN's images differ in size; resize them all with --set data.size=64 (any side)")
+        raise HebmError("LSUN's images differ in size; resize them all with data.size=64 (any side)")
     try:
         database = _database(str(folder.resolve()))
         with database.begin() as transaction:
@@ -289,14 +280,14 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
     def name(i: int) -> str:
         return f"the entry {keys[i].decode(errors='replace')} of {folder}"
 
-    def decode(i: int) -> Tensor:
+    def entry(i: int) -> Tensor:
         with database.begin() as transaction:
             encoded = transaction.get(keys[i])
         return decode(io.BytesIO(encoded), name(i), data)
 
     side = data.size or data.crop
     shape = (data.channels, side, side)
-    return Images(len(keys), shape, Decoder(len(keys), shape, decode, name))
+    return Images(len(keys), shape, Decoder(len(keys), shape, entry, name))
 
 
 @cache  # a process may open a database only once, whoever reads it

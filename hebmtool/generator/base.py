@@ -21,8 +21,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from hebmtool.generator.whitening import Whitening
 from hebmtool.generator.likelihood import Likelihood
+from hebmtool.generator.whitening import Whitening
 
 
 @dataclass

@@ -21,11 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BN_EPS = 1e-5
-
-
 BN_MOMENTUM = 0.05
-
-
 RESIDUAL_SCALE = 0.1
 # The backward pass of oneDNN's 1x1 convolution of stride 2 in channels_last writes out of bounds where it reads so few
 # channels: wrong gradients or a crash.  Stride 1 on every second pixel is the same convolution.

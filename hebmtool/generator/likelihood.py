@@ -17,8 +17,6 @@ from hebmtool.recipe import words
 
 # Beyond these raw values a latent's mean and log-scale saturate (NVAE, https://arxiv.org/abs/2007.03898).
 SOFT_CLAMP = 5.0
-
-
 SIGMA_FLOOR = 0.01
 
 

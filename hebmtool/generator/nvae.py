@@ -1,9 +1,9 @@
 """Published NVAE checkpoints: read safely, their names mapped to ours, and turned into a run.
 
 A checkpoint in the published format is a dict with a state dict (`state_dict`), its geometry (`args`, an
-`argparse.Namespace`) and the ops of its cells (`arch_instance`).  `import_checkpoint` makes a run of it, `config`
-reads the geometry, `name_map` lists which published entry is which of our parameters.  Nothing outside this file
-knows about the published naming.
+`argparse.Namespace`) and the ops of its cells (`arch_instance`).  `config` reads the geometry, `name_map` lists which
+published entry is which of our parameters, `recipe_for` says what a run of it is; `hebmtool.run.imported` makes one.
+Nothing outside this file knows about the published naming.
 
 The architecture is NVAE's (Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898).  Outputs agree with the published
 model's within 1e-5 of the largest value (float32, evaluation mode).
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError
-from hebmtool.generator.layers import BNSwishConv, Cell, Conv, InvertedResidual, SkipDown, SkipUp
+from hebmtool.generator.layers import AutoregressiveShift, BNSwishConv, Cell, Conv, InvertedResidual, SkipDown, SkipUp
 from hebmtool.generator.tower import CELL_KINDS, Tower
 
 GEOMETRY = {
@@ -45,14 +45,11 @@ GEOMETRY = {
 }
 """Key of a recipe's `generator` part -> the attribute of `args` that says the same."""
 
-
 GREY = ("mnist", "omniglot")
 """Data sets of 28x28 grey images, padded to 32x32; all others are square RGB images."""
 
-
 IGNORED = (".weight_normalized", ".num_batches_tracked")
 """Entries of the state dict that follow from others, or count updates."""
-
 
 NAMED = 3
 """How many of the weights that do not fit an error names."""
@@ -81,96 +78,108 @@ def config(args: argparse.Namespace, arch: Mapping | None) -> recipes.Generator:
         raise HebmError(str(error)) from None  # the file is wrong, not the request
 
 
-def name_map(generator: Tower) -> dict[str, str]:
-    """Map from published state-dict key to our state-dict key, for every parameter and buffer of `generator`."""
-    names = {module: name for name, module in generator.named_modules()}
-    pairs: dict[str, str] = {}
+class _Pairs(dict[str, str]):
+    """Published key -> our key, filled part by part; each method is told what the part is called there."""
 
-    def conv(theirs: str, module: Conv) -> None:
-        pairs[f"{theirs}.weight"] = f"{names[module]}.v"
+    def __init__(self, generator: Tower):
+        super().__init__()
+        self.names = {module: name for name, module in generator.named_modules()}
+
+    def conv(self, theirs: str, module: Conv) -> None:
+        ours = self.names[module]
+        self[f"{theirs}.weight"] = f"{ours}.v"
         if module.g is not None:
-            pairs[f"{theirs}.log_weight_norm"] = f"{names[module]}.g"
+            self[f"{theirs}.log_weight_norm"] = f"{ours}.g"
         if module.bias is not None:
-            pairs[f"{theirs}.bias"] = f"{names[module]}.bias"
+            self[f"{theirs}.bias"] = f"{ours}.bias"
 
-    def norm(theirs: str, module: torch.nn.BatchNorm2d) -> None:
+    def norm(self, theirs: str, module: torch.nn.BatchNorm2d) -> None:
         for entry in ("weight", "bias", "running_mean", "running_var"):
-            pairs[f"{theirs}.{entry}"] = f"{names[module]}.{entry}"
+            self[f"{theirs}.{entry}"] = f"{self.names[module]}.{entry}"
 
-    def op(theirs: str, module: torch.nn.Module) -> None:
+    def op(self, theirs: str, module: torch.nn.Module) -> None:
         if isinstance(module, BNSwishConv):
-            norm(f"{theirs}.bn_act", module.bn)
-            conv(f"{theirs}.conv_0", module.conv)
+            self.norm(f"{theirs}.bn_act", module.bn)
+            self.conv(f"{theirs}.conv_0", module.conv)
         elif isinstance(module, InvertedResidual):
             n = 1 if module.up else 0  # an upsampling takes the first place in the published sequence
-            norm(f"{theirs}.conv.{n}.bn", module.bn_in)
-            conv(f"{theirs}.conv.{n + 1}.conv.0", module.expand)
-            norm(f"{theirs}.conv.{n + 1}.conv.1", module.bn_expand)
-            conv(f"{theirs}.conv.{n + 2}.conv.0", module.depthwise)
-            norm(f"{theirs}.conv.{n + 2}.conv.1", module.bn_depthwise)
-            conv(f"{theirs}.conv.{n + 3}", module.project)
-            norm(f"{theirs}.conv.{n + 4}.bn", module.bn_out)
+            self.norm(f"{theirs}.conv.{n}.bn", module.bn_in)
+            self.conv(f"{theirs}.conv.{n + 1}.conv.0", module.expand)
+            self.norm(f"{theirs}.conv.{n + 1}.conv.1", module.bn_expand)
+            self.conv(f"{theirs}.conv.{n + 2}.conv.0", module.depthwise)
+            self.norm(f"{theirs}.conv.{n + 2}.conv.1", module.bn_depthwise)
+            self.conv(f"{theirs}.conv.{n + 3}", module.project)
+            self.norm(f"{theirs}.conv.{n + 4}.bn", module.bn_out)
 
-    def cell(theirs: str, module: Cell) -> None:
+    def cell(self, theirs: str, module: Cell) -> None:
         for j, part in enumerate(module.ops):
-            op(f"{theirs}._ops.{j}", part)
+            self.op(f"{theirs}._ops.{j}", part)
         if isinstance(module.skip, SkipDown):
             for j, part in enumerate(module.skip.convs):
-                conv(f"{theirs}.skip.conv_{j + 1}", part)
+                self.conv(f"{theirs}.skip.conv_{j + 1}", part)
         elif isinstance(module.skip, SkipUp):
-            conv(f"{theirs}.skip.1", module.skip.conv)
+            self.conv(f"{theirs}.skip.1", module.skip.conv)
         if hasattr(module.se, "down"):
             for j, part in ((0, module.se.down), (2, module.se.up)):
-                pairs[f"{theirs}.se.se.{j}.weight"] = f"{names[part]}.weight"
-                pairs[f"{theirs}.se.se.{j}.bias"] = f"{names[part]}.bias"
+                self[f"{theirs}.se.se.{j}.weight"] = f"{self.names[part]}.weight"
+                self[f"{theirs}.se.se.{j}.bias"] = f"{self.names[part]}.bias"
 
+    def flow(self, theirs: str, module: AutoregressiveShift) -> None:
+        self.conv(f"{theirs}.conv.convz.0", module.first)
+        self.conv(f"{theirs}.conv.convz.2", module.second)
+        self.conv(f"{theirs}.mu.conv_0", module.mu)
+
+
+def name_map(generator: Tower) -> dict[str, str]:
+    """Map from published state-dict key to our state-dict key, for every parameter and buffer of `generator`."""
+    pairs = _Pairs(generator)
     pairs["prior_ftr0"] = "constant"
-    conv("stem", generator.stem)
+    pairs.conv("stem", generator.stem)
     for j, module in enumerate(generator.preprocess):
-        cell(f"pre_process.{j}", module)
+        pairs.cell(f"pre_process.{j}", module)
 
     n = 0  # the encoder tower is numbered from the bottom up
-    for l in reversed(range(generator.L)):
-        layer = generator.encoder[l]
+    for layer in reversed(generator.encoder):
         for module in layer.cells:
-            cell(f"enc_tower.{n}", module)
+            pairs.cell(f"enc_tower.{n}", module)
             n += 1
         if layer.merge is not None:
-            conv(f"enc_tower.{n}.conv", layer.merge)
+            pairs.conv(f"enc_tower.{n}.conv", layer.merge)
             n += 1
         if layer.down is not None:
-            cell(f"enc_tower.{n}", layer.down)
+            pairs.cell(f"enc_tower.{n}", layer.down)
             n += 1
-    conv("enc0.1", generator.top[1])
+    pairs.conv("enc0.1", generator.top[1])
 
     n = 0  # the decoder tower from the top down
     for l, layer in enumerate(generator.decoder):
-        conv(f"enc_sampler.{l}", generator.encoder[l].head)
+        pairs.conv(f"enc_sampler.{l}", generator.encoder[l].head)
         if layer.head is not None:
-            conv(f"dec_sampler.{l - 1}.1", layer.head[1])
+            pairs.conv(f"dec_sampler.{l - 1}.1", layer.head[1])
         for module in layer.cells:
-            cell(f"dec_tower.{n}", module)
+            pairs.cell(f"dec_tower.{n}", module)
             n += 1
-        conv(f"dec_tower.{n}.conv", layer.combine)
+        pairs.conv(f"dec_tower.{n}.conv", layer.combine)
         n += 1
         if layer.up is not None:
-            cell(f"dec_tower.{n}", layer.up)
+            pairs.cell(f"dec_tower.{n}", layer.up)
             n += 1
         for j, flow in enumerate(generator.flows[l]):
             pair, side = divmod(j, 2)
-            theirs = f"nf_cells.{l * generator.config.flows + pair}.cell{side + 1}"
-            conv(f"{theirs}.conv.convz.0", flow.first)
-            conv(f"{theirs}.conv.convz.2", flow.second)
-            conv(f"{theirs}.mu.conv_0", flow.mu)
+            pairs.flow(f"nf_cells.{l * generator.config.flows + pair}.cell{side + 1}", flow)
 
     for j, module in enumerate(generator.postprocess):
-        cell(f"post_process.{j}", module)
-    conv("image_conditional.1", generator.image_head[1])
-    return pairs
+        pairs.cell(f"post_process.{j}", module)
+    pairs.conv("image_conditional.1", generator.image_head[1])
+    return dict(pairs)
 
 
 def read(path: Path) -> Any:
-    """What the file holds, tensors on the CPU and mapped rather than read where the format allows."""
+    """What the file holds, tensors on the CPU and mapped rather than read where the format allows.
+
+    Raises:
+        HebmError: it cannot be read, is damaged, or would execute something.
+    """
     try:
         with open(path, "rb") as file:
             mappable = zipfile.is_zipfile(file)  # before torch 1.6 files were no archives
@@ -196,7 +205,11 @@ def read(path: Path) -> Any:
 
 
 def parts(path: Path, content: Any) -> tuple[argparse.Namespace, dict[str, Any], Mapping | None]:
-    """`args`, the state dict without `module.` prefixes and without ignored entries, and the dict of ops."""
+    """`args`, the state dict without `module.` prefixes and without ignored entries, and the dict of ops (or None).
+
+    Raises:
+        HebmError: the content is in another format.
+    """
     wanted = {"args": argparse.Namespace, "state_dict": Mapping}
     for key, kind in wanted.items():
         if not isinstance(content, Mapping) or not isinstance(content.get(key), kind):
@@ -211,7 +224,11 @@ def parts(path: Path, content: Any) -> tuple[argparse.Namespace, dict[str, Any],
 
 
 def renamed(path: Path, state: Mapping[str, Any], pattern: Tower) -> dict[str, Tensor]:
-    """The state dict of a generator like `pattern`, float32, from a published one."""
+    """The state dict of a generator like `pattern`, float32, from a published one.
+
+    Raises:
+        HebmError: weights are missing, unknown, misshapen or not finite; the first few are named.
+    """
     names, shapes = name_map(pattern), {key: tuple(value.shape) for key, value in pattern.state_dict().items()}
 
     def shape(key: str) -> tuple[int, ...] | None:
@@ -254,7 +271,17 @@ def recipe_for(
     name: str | None,
     data_path: str | None,
 ) -> recipes.Recipe:
-    """A recipe for the run: the data set by its name, and the published settings of stage two."""
+    """A recipe for the run: the data set by its name, and the published settings of stage two.
+
+    Arguments:
+        size: height and width of the images; those of MNIST and OMNIGLOT have their own.
+        name: of the run; after the data set when None.
+        data_path: the recipe's `data.path`.
+
+    Raises:
+        UsageError: the name is no folder's name.
+        HebmError: the geometry is unknown.
+    """
     published = recipes.load("celebahq256" if size >= 256 else "cifar10")
     match str(args.dataset).split("_"):
         case ["mnist"]:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError
-from hebmtool.generator.whitening import Whitening
 from hebmtool.generator.base import Generator, Posterior, TopDown
 from hebmtool.generator.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
 from hebmtool.generator.likelihood import LIKELIHOODS, log_normal, normal_parameters
+from hebmtool.generator.whitening import Whitening
 
 CELL_KINDS = {
     "res_bnswish": {role: ["res_bnswish"] * 2 for role in recipes.CELL_ROLES},
@@ -65,6 +65,7 @@ class Tower(Generator):
         bits: bits per channel of the images.
     """
 
+    # Longer than a screen: every module in the order in which weights are drawn, on which seeds depend.
     def __init__(self, config: recipes.Generator, image_shape: tuple[int, int, int], bits: int = 8):
         super().__init__()
         self.config, self.image_shape, self.bits = config, tuple(image_shape), bits
