@@ -134,7 +134,7 @@ def ruled(table: Table) -> str:
 
     drawn = Rich(show_header=bool(table.head))
     for align, (first, *_) in table.columns:
-        drawn.add_column(Text(first.drawn()), justify={"<": "left", ">": "right"}[align])
+        drawn.add_column(Text(first.drawn()), justify={"<": "left", ">": "right"}[align], overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(cell.drawn(), style="bold" if cell.best else "") for cell in row))
     console = Console(highlight=False)

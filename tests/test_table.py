@@ -84,6 +84,12 @@ def test_a_terminal_gets_a_ruled_table(columns, monkeypatch, capsys, terminal):
     assert out.endswith("KID of [g]: for g\nseed 0\n")
 
 
+def test_a_narrow_terminal_cuts_nothing(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    columns["a long name of a run/diffusion-ebm"] = columns.pop("e")
+    assert "…" not in table.ruled(beside(columns))
+
+
 def test_columns_are_flush_as_asked():
     found = Table(["", "n"], [["a", "1"], ["bb", "10"]], align="<>")
     assert table.plain(found) == "     n\na    1\nbb  10"
