@@ -106,7 +106,10 @@ def diagnose_prior(
     seed: int = 0,
     parts: Sequence[str] = PARTS,
 ) -> Diagnosis:
-    """The same of a prior that is loaded already; each of `parts` must say something of it (`telling`)."""
+    """The same of a prior that is loaded already; each of `parts` must say something of it (`telling`).
+
+    A new part has a word in PARTS and adds its figures here; what it cannot be told of is said in `telling`.
+    """
     found, traces = [], None
     test = data.load(recipe.data, "test")
     if "likelihood" in parts:

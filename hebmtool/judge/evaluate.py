@@ -31,7 +31,7 @@ SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
 ENDS = 2  # grey levels
 
-# How each figure's uncertainty is found in a single draw.
+# How each figure's uncertainty is found in a single draw; a new figure that has one is named here too.
 ERRORS = {
     "FD": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), reference held fixed",
     "FID": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), reference held fixed",
@@ -203,7 +203,11 @@ def _figures(
     split: str,
     errors: bool,
 ) -> list[Figure]:
-    """All figures of one draw; without `errors`, only those uncertainties that cost nothing."""
+    """All figures of one draw; without `errors`, only those uncertainties that cost nothing.
+
+    A new metric of images adds its figures here: to `judged` where it holds a set against the reference in a feature
+    space, as `neighbourhood_figures` does, and else to `own`.
+    """
     networks = [space.features for space in spaces] + ([classifier] if classifier is not None else [])
     sets: dict[str, list[np.ndarray]] = {}
     own: list[Figure] = []

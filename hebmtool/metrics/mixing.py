@@ -144,7 +144,8 @@ class Diagnostics:
 def diagnose(
     prior: Prior, posterior_u: Tensor, images: int = 24, steps: int | None = None, chain: int = 300, seed: int = 0
 ) -> Diagnostics:
-    """
+    """Watch a prior's chains as they draw, short and long, and one long chain of level 0.
+
     Arguments:
         posterior_u: draws of the aggregate posterior, [M, D].
         images: trajectories, and chains of level 0.

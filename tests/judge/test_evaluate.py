@@ -419,8 +419,6 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (("evaluate", "--fid", "tensorflow"), 2, "no FID mode 'tensorflow'; choose from clean, legacy_pytorch"),
-        (("evaluate", "--reference", "valid"), 2, "no reference split 'valid'; choose from test, train"),
         (("evaluate", "--prior", "flaw"), 2, "no kind of prior 'flaw'"),
         (("evaluate", "--json", "--markdown"), 2, "choose one"),
         (("compare", "digits", "--json", "--markdown"), 2, "choose one"),
@@ -438,6 +436,13 @@ def test_mistakes_are_one_sentence(hebm, tiny, monkeypatch, tmp_path, arguments,
     monkeypatch.setattr(inception, "weights", lambda mode: (tmp_path / "net.pt", "https://example.org/net.pt"))
     found, out, err = hebm(*arguments, "--runs", tiny)
     assert found == status and out == "" and len(err.splitlines()) == 1 and words in err
+
+
+def test_words_that_do_not_exist_are_told_beside_those_that_do(run):
+    with pytest.raises(UsageError, match="no FID mode 'tensorflow'; choose from clean, legacy_pytorch"):
+        evaluate(run, CPU, fid=["tensorflow"])
+    with pytest.raises(UsageError, match="no reference split 'valid'; choose from test, train"):
+        evaluate(run, CPU, reference="valid")
 
 
 def test_colour_images_need_a_network():
