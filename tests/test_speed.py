@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from hebmtool import recipe
-from hebmtool.chains import langevin
+from hebmtool.chains import CHAINS
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.generator import layers
+from hebmtool.generator import Tower, layers
 from hebmtool.generator.layers import Cell, Conv, FixedConvolution, transposed
-from hebmtool.generator.tower import Generator
 from hebmtool.noise import Noise
-from hebmtool.prior.kinds import KINDS, make_prior
+from hebmtool.prior import energy as energies
+from hebmtool.prior import make_prior
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plain import Plain
 
-CHAINS = ("langevin", "preconditioned", "underdamped")
 ENERGIES = {
     "published": {"reads": "z", "spectral_norm": True},
     "state": {"reads": "z+state", "readout": "strided", "spectral_norm": False},
@@ -36,7 +35,7 @@ def pair(chain="preconditioned", energy="state", cells="res_bnswish", precision=
     torch.manual_seed(0)
     size = {"scales": 2, "layers_per_scale": 2, "latent_channels": 2, "encoder_channels": 8, "decoder_channels": 8}
     blocks = {"preprocess_cells": 1, "postprocess_cells": 1, "decoder_cells": 2, "likelihood": "bernoulli"}
-    generator = Generator(recipe.Generator(**size | blocks, cells=cells), (1, 16, 16)).eval()
+    generator = Tower(recipe.Generator(**size | blocks, cells=cells), (1, 16, 16)).eval()
     for module in generator.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
@@ -49,8 +48,12 @@ def pair(chain="preconditioned", energy="state", cells="res_bnswish", precision=
     for name, p in prior.named_parameters():
         if "head" in name:
             nn.init.normal_(p, std=0.3)
-    prior.energy.calibrate(generator.top_down(torch.randn(32, generator.D)))
+    prior.energy.calibrate(generator.walk(torch.randn(32, generator.D)))
     return prior, Plain(generator, prior)
+
+
+def images(n: int) -> torch.Tensor:
+    return torch.rand(n, 1, 16, 16).round()
 
 
 def noise(shape, seed=1):
@@ -71,7 +74,7 @@ def test_chains_equal_the_plain_ones(chain, energy, cells):
     expected = plain.negatives(u, t, noise(u.shape), STEPS)
     assert relative(found, expected) < STEPS * 1e-5
     with prior.energy.fixed():
-        slope = langevin.gradient(lambda u: prior.F(u, t), u)
+        _, slope = prior.slope(t)(u)
     assert slope.norm() > 0.1 and relative(slope, plain.slope(lambda u: plain.F(u, t), u)) < 1e-5
     assert not torch.allclose(found, prior.negatives(u, t, noise(u.shape), 0))
 
@@ -85,10 +88,10 @@ def test_images_equal_the_plain_ones():
 @pytest.mark.parametrize("objective", ["recovery", "nce"])
 def test_losses_and_their_gradients_equal_the_plain_ones(objective):
     prior, plain = pair("preconditioned", objective=objective)
-    u_0 = torch.randn(8, prior.generator.D)
+    u_0, x = torch.randn(8, prior.generator.D), images(8)
     torch.manual_seed(1)
     prior.energy.advance = lambda: None  # the power iteration, which the plain loss leaves alone
-    loss, _ = prior.loss(u_0)
+    loss, _ = prior.loss(u_0, x)
     torch.manual_seed(1)
     expected = plain.loss(u_0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
@@ -103,12 +106,12 @@ def test_losses_and_their_gradients_equal_the_plain_ones(objective):
 def test_bf16_is_near_and_keeps_latents_in_float32():
     prior, plain = pair("underdamped", precision="bf16")
     u, t = torch.randn(16, prior.generator.D), torch.zeros(16, dtype=torch.long)
-    walk = prior.generator.top_down(u)
+    walk = prior.generator.walk(u)
     assert {m.dtype for m in (*walk.z, *walk.mu, *walk.sigma)} == {torch.float32}
     assert walk.h[-1].dtype == torch.bfloat16 and prior.generator.images(u).dtype == torch.float32
     assert relative(prior.generator.T(u), torch.cat([z.flatten(1) for z in plain.decode(u)[0]], dim=1)) < 0.02
     with prior.energy.fixed():
-        slope = langevin.gradient(lambda u: prior.F(u, t), u)
+        _, slope = prior.slope(t)(u)
     assert slope.dtype == torch.float32
     assert relative(slope, plain.slope(lambda u: plain.F(u, t), u)) < 0.05
     found, expected = prior.negatives(u, t, noise(u.shape)), plain.negatives(u, t, noise(u.shape), STEPS)
@@ -122,7 +125,7 @@ def test_learning_in_bf16_gives_nearly_the_same_gradient(objective):
         prior, _ = pair(precision=precision, objective=objective)
         torch.manual_seed(1)
         u_0 = torch.randn(32, prior.generator.D)
-        prior.loss(u_0, -u_0)[0].backward()
+        prior.loss(u_0, images(32))[0].backward()
         assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in prior.parameters())
         slopes.append(torch.cat([p.grad.flatten() for p in prior.parameters()]))
     assert torch.cosine_similarity(*slopes, dim=0) > 0.99
@@ -132,7 +135,7 @@ def test_noise_contrast_keeps_no_graph_of_the_walk(monkeypatch):
     prior, _ = pair(objective="nce")
     met, forward = [], prior.energy.forward
     monkeypatch.setattr(prior.energy, "forward", lambda walk, t: (met.append(walk), forward(walk, t))[1])
-    prior.loss(torch.randn(4, prior.generator.D))[0].backward()
+    prior.loss(torch.randn(4, prior.generator.D), images(4))[0].backward()
     assert len(met) == 1 and not any(m.requires_grad for m in (*met[0].z, *met[0].h))
 
 
@@ -177,7 +180,7 @@ def test_freezing_twice_is_refused(generator):
         generator.frozen()
 
 
-def test_the_gradient_keeps_the_layout_of_the_states():
+def test_the_gradient_keeps_the_layout_of_the_states(monkeypatch):
     """Maps in the other layout would be brought back at every convolution."""
     prior, _ = pair(cells="res_mbconv")
     seen = []
@@ -193,37 +196,26 @@ def test_the_gradient_keeps_the_layout_of_the_states():
             seen.append(slope.shape[1] == 1 or slope.stride(1) == 1)
             return FixedConvolution.backward(ctx, slope)
 
-    from hebmtool.prior import energy
-
-    for module in (energy, layers):
-        module.FixedConvolution = Watched
-    try:
-        with prior.energy.fixed():
-            langevin.gradient(lambda u: prior.F(u), torch.randn(2, prior.generator.D))
-    finally:
-        for module in (energy, layers):
-            module.FixedConvolution = FixedConvolution
+    for module in (energies, layers):
+        monkeypatch.setattr(module, "FixedConvolution", Watched)
+    with prior.energy.fixed():
+        prior.slope(torch.zeros(2, dtype=torch.long))(torch.randn(2, prior.generator.D))
     assert len(seen) > 20 and all(seen)
 
 
 # Fewer steps
 
 
-def count(monkeypatch, prior, steps):
-    calls, gradient = [], langevin.gradient
-    monkeypatch.setattr(langevin, "gradient", lambda F, u: (calls.append(1), gradient(F, u))[1])
-    u = prior.sample(Noise(0, range(2), prior.generator.D), steps)
-    monkeypatch.undo()
-    assert u.isfinite().all()
-    return len(calls)
-
-
 @pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("steps", [None, 2, [4, 1, 0], [0, 0, 0]])
-def test_a_trajectory_takes_as_many_gradients_as_it_says(monkeypatch, chain, steps):
+@pytest.mark.parametrize(
+    ("steps", "each"), [(None, [STEPS] * 3), (2, [2] * 3), ([4, 1, 0], [4, 1, 0]), ([0] * 3, [0] * 3)]
+)
+def test_a_trajectory_takes_as_many_gradients_as_it_says(chain, steps, each):
     prior, _ = pair(chain)
-    expected = {None: 3 * STEPS, 2: 6}.get(steps if not isinstance(steps, list) else 0) or sum(steps or [])
-    assert prior.gradients(steps) == expected == count(monkeypatch, prior, steps)
+    levels = []
+    *_, u = prior.trajectory(Noise(0, range(2), prior.generator.D), steps, watch=lambda t, *_: levels.append(t))
+    assert u.isfinite().all()
+    assert [levels.count(t) for t in range(3)] == each and prior.gradients(steps) == len(levels)
 
 
 def test_fast_takes_the_steps_of_the_level_with_least_noise_or_those_of_the_recipe():
@@ -231,21 +223,12 @@ def test_fast_takes_the_steps_of_the_level_with_least_noise_or_those_of_the_reci
     assert prior.fast_steps() == [STEPS, 0, 0]
     prior, _ = pair("underdamped", fast=[5, 1, 0])
     assert prior.fast_steps() == [5, 1, 0]
-    with pytest.raises(UsageError, match="published chain"):
+    with pytest.raises(UsageError, match="the langevin chain"):
         pair("langevin")[0].fast_steps()
     joint, gaussian = (make_prior(prior.generator, recipe.Prior(kind=kind, steps=7)) for kind in ("ebm", "gaussian"))
     assert joint.gradients(joint.fast_steps()) == 7
     with pytest.raises(UsageError, match="the gaussian prior"):
         gaussian.fast_steps()
-    assert set(KINDS) >= {"gaussian", "ebm", "diffusion-ebm"}
-
-
-def test_a_level_without_steps_is_its_gaussian_conditional():
-    prior, _ = pair("underdamped")
-    u, t = torch.randn(500, prior.generator.D), torch.ones(500, dtype=torch.long)
-    a, sigma, _ = prior.conditional(t)
-    rest = (prior.negatives(u, t, noise(u.shape), 0) - a * u) / sigma
-    assert abs(rest.mean().item()) < 0.02 and rest.std().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(
