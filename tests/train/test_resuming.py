@@ -1,0 +1,163 @@
+"""Every training, stopped by a signal in the middle and resumed, ends where it would have ended."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from tiny import CPU, DIGITS, FLOW
+
+from hebmtool import recipe
+from hebmtool.errors import HebmError
+from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
+from hebmtool.train.flow import train_flow
+from hebmtool.train.labels import train_labels
+from hebmtool.train.loop import Updates
+from hebmtool.train.prior import train_prior
+from hebmtool.train.vae import train_vae
+
+ODD = "data.attributes={odd: [1, 3, 5, 7, 9]}"
+
+
+def flow(settings, run, resume):
+    train_flow(settings, run, CPU, resume)
+
+
+CASES = {
+    "vae": (
+        ("digits", DIGITS, ["train_vae.iterations=6", "train_vae.save_every=3"]),
+        lambda settings, run, resume: train_vae(settings, run, CPU, resume),
+        ["generator.safetensors", "generator.train.safetensors"],
+    ),
+    "joint energy": (
+        ("digits", DIGITS, ["prior.kind=ebm", "train_prior.iterations=6", "train_prior.readjust_bn=1"]),
+        lambda settings, run, resume: train_prior(settings, run, CPU, resume),
+        ["prior-ebm.safetensors", "prior-ebm.train.safetensors"],
+    ),
+    "whitened diffusion": (
+        ("digits", DIGITS, ["prior.whiten=true", "train_prior.iterations=6", "train_prior.lr_decay=0.9"]),
+        lambda settings, run, resume: train_prior(settings, run, CPU, resume),
+        ["prior-diffusion-ebm.safetensors", "prior-diffusion-ebm.train.safetensors"],
+    ),
+    "label": (
+        ("digits", DIGITS, ["prior.labels=[odd]", ODD, "train_prior.label_iterations=6"]),
+        lambda settings, run, resume: train_labels(settings, run, CPU, resume),
+        ["label-odd.safetensors", "label-odd.train.safetensors"],
+    ),
+    "flow": (
+        ("digits-flow", FLOW, ["train_prior.iterations=6", "flow.coupling=spline"]),
+        flow,
+        ["prior-flow.safetensors", "prior-flow.train.safetensors"],
+    ),
+    "persistent flow of missing pixels": (
+        (
+            *("digits-flow", FLOW),
+            ["train_prior.iterations=6", "data.limit=32", "flow.persistent=true", "data.missing=0.5"],
+        ),
+        flow,
+        ["prior-flow.safetensors", "prior-flow.train.safetensors"],
+    ),
+}
+
+
+def of_stage_one(tiny, root, priors):
+    """A run with the tiny generator, and whatever else a case stands on."""
+    (root / "digits").mkdir(parents=True)
+    for name in ("recipe.yaml", "generator.safetensors", *priors):
+        (root / "digits" / name).write_bytes((tiny / "digits" / name).read_bytes())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_is_bit_identical(tiny, tmp_path, monkeypatch, case):
+    (word, overrides, more), train, files = CASES[case]
+    settings = recipe.load(word, [*overrides, *more])
+    stages = {}
+    for name in ("whole", "stopped"):
+        root = tmp_path / name
+        if word == "digits" and case != "vae":
+            of_stage_one(tiny, root, ["prior-diffusion-ebm.safetensors"] if case == "label" else [])
+
+        def opened(root=root, resume=False):
+            there = (root / settings.name / "generator.safetensors").is_file()
+            return Run(root / settings.name).lock() if there and case != "vae" else Run.create(root, settings, resume)
+
+        if name == "whole":
+            with opened() as run:
+                train(settings, run, False)
+        else:
+            descend, made = Updates.descend, []
+
+            def stopping(self, *arguments, descend=descend, made=made):
+                made.append(1)
+                if len(made) == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return descend(self, *arguments)
+
+            with monkeypatch.context() as patch, opened() as run:
+                patch.setattr(Updates, "descend", stopping)
+                with pytest.raises(HebmError, match="stopped by SIGTERM after update 4; saved, resume it to continue"):
+                    train(settings, run, False)
+            assert checkpoint.header(run.path / files[1]).step == 4
+            torch.manual_seed(99)  # nothing of this process is needed
+            with opened(resume=True) as run:
+                train(settings, run, True)
+        stages[name] = [(each["stage"], each["step"]) for each in run.metrics()]
+    for file in files:
+        a, b = (safetensors.torch.load_file(tmp_path / name / settings.name / file) for name in stages)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), [key for key in a if not torch.equal(a[key], b[key])]
+    assert stages["whole"] == stages["stopped"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "label" not in case])
+def test_there_must_be_something_to_resume(tiny, tmp_path, case):
+    (word, overrides, more), train, _ = CASES[case]
+    settings = recipe.load(word, [*overrides, *more])
+    if word == "digits":
+        of_stage_one(tiny, tmp_path, [])
+    with pytest.raises(HebmError, match="no .*to resume in .*; start a new one instead") as raised:
+        train(settings, Run(tmp_path / settings.name), True)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "override"),
+    [
+        ("vae", "generator.latent_channels=3"),
+        ("vae", "seed=5"),
+        ("whitened diffusion", "prior.whiten=false"),
+        ("joint energy", "prior.energy.width=6"),
+        ("joint energy", "train_prior.batch_size=9"),
+        ("flow", "flow.sigma=0.5"),
+        ("flow", "data.limit=50"),
+    ],
+)
+def test_resuming_is_held_to_what_was_trained(tiny, tmp_path, case, override):
+    (word, overrides, more), train, files = CASES[case]
+    short = [each.replace("iterations=6", "iterations=1") for each in more]
+    settings = recipe.load(word, [*overrides, *short])
+    if word == "digits" and case != "vae":
+        of_stage_one(tiny, tmp_path, [])
+    run = Run(tmp_path / settings.name)
+    train(settings, run, False)
+    before = {file: (run.path / file).read_bytes() for file in files}
+    changed = recipe.load(word, [*overrides, *short, override])
+    key = override.partition("=")[0]
+    with pytest.raises(HebmError, match=f"was trained with {key}") as raised:
+        train(changed, run, True)
+    assert "\n" not in str(raised.value)
+    assert before == {file: (run.path / file).read_bytes() for file in files}
+
+
+def test_more_updates_go_on_from_a_finished_prior(tiny, tmp_path):
+    of_stage_one(tiny, tmp_path, [])
+    run = Run(tmp_path / "digits")
+    for iterations, resume in ((2, False), (5, True)):
+        settings = recipe.load("digits", [*DIGITS, "prior.kind=ebm", f"train_prior.iterations={iterations}"])
+        train_prior(settings, run, CPU, resume)
+        assert checkpoint.header(run.prior_path("ebm")).step == iterations
+    losses = [record["loss"] for record in run.metrics("train-prior ebm")]
+    assert len(losses) >= 3 and np.isfinite(losses).all()
