@@ -288,8 +288,8 @@ def test_hidden_pixels_are_never_looked_at(tmp_path):
 
 
 def test_learning_raises_the_joint(tmp_path):
-    keys = ["flow.steps=8", "flow.width=16", "train_prior.lr=3e-3", "flow.latent=8", "train_prior.iterations=80"]
-    settings = flow(*keys, "train_prior.batch_size=16")
+    keys = ["flow.width=8", "train_prior.lr=2e-2", "train_prior.iterations=30", "train_prior.batch_size=16"]
+    settings = flow(*keys)
     with Run.create(tmp_path, settings) as run:
         train_flow(settings, run, CPU)
     logged = run.metrics("train-prior flow")
