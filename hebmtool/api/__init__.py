@@ -8,6 +8,18 @@ Names are imported on first use: what reads recipes or kept figures alone never 
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hebmtool.api.judging import compare as compare
+    from hebmtool.api.judging import evaluate as evaluate
+    from hebmtool.api.judging import info as info
+    from hebmtool.api.judging import report as report
+    from hebmtool.api.model import Model as Model
+    from hebmtool.api.model import load as load
+    from hebmtool.api.train import import_nvae as import_nvae
+    from hebmtool.api.train import train_prior as train_prior
+    from hebmtool.api.train import train_vae as train_vae
 
 PLACES = {
     "Model": "hebmtool.api.model",

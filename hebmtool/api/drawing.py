@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from hebmtool.api.given import Images, as_read, wishes_of
 from hebmtool.api.loaded import Loaded
@@ -17,6 +18,7 @@ from hebmtool.run.open import load_labels
 from hebmtool.use import controllable as control
 from hebmtool.use import hierarchy
 from hebmtool.use import sample as sampling
+from hebmtool.use.controllable import Wish
 
 
 class Drawing(Loaded):
@@ -119,30 +121,22 @@ class Drawing(Loaded):
         <layer 2 drawn again 3 times from each of 2 images, by the diffusion-ebm prior>
         """
         self.run.require_generator()
-        every, counted = layer == "all", {"n": n, "columns": columns, "batch_size": batch_size}
-        if every and vary is not None:
-            raise UsageError("vary chooses layers around those named, and all are drawn in turn; leave it out")
+        parts, counts = _parts(layer, vary, self.generator.L), {"n": n, "columns": columns, "batch_size": batch_size}
         if images is not None and n is not None:
             raise UsageError("n counts base samples, and of images there is one row each; leave out either")
-        prior, steps = self._drawn_by(steps, chain, fast, settings, seed=seed, temperature=temperature, **counted)
-        L = prior.generator.L
-        if every:
-            parts = hierarchy.blocks(L)
-        else:
-            only = "only" if ":" in str(layer) else "above"
-            parts = [hierarchy.varied(hierarchy.parse(str(layer)), vary or only, L)]
+        prior, steps = self._drawn_by(steps, chain, fast, settings, seed=seed, temperature=temperature, **counts)
+        every, single = layer == "all", [[number] for number in range(prior.generator.L, 0, -1)]
         x = None if images is None else as_read(images, self.recipe, prior.generator, seed)
         rows = len(x) if x is not None else n or (4 if every else 8)
         how = (rows, columns, seed, batch_size, temperature, steps, x)
-        where = self.recipe.evaluate.features, prior.generator.image_shape, self.device
         return Resampled(
             str(self.run.path),
             prior.kind,
             seed,
             every,
             hierarchy.draw(prior, parts, *how),
-            partial(hierarchy.draw, prior, [[number] for number in range(L, 0, -1)], *how),
-            partial(load_features, *where),
+            partial(hierarchy.draw, prior, single, *how),
+            partial(load_features, self.recipe.evaluate.features, prior.generator.image_shape, self.device),
         )
 
     def controllable(
@@ -192,10 +186,22 @@ class Drawing(Loaded):
             sets, wanted = [layers.base, *layers.images], wanted * (len(layers.images) + 1)
         else:
             sets = control.sample(prior, labels, wanted, *how)
-        figures: dict = {"rows": []}
-        if judged:
-            figures = label_judge.report(sets, wanted, self.run, self.recipe, self.device)
-        if judged and layers is not None:
+        figures = self._judged(sets, wanted, layers) if judged else {"rows": []}
+        return Controlled(prior.kind, [Pictures(each) for each in sets], wanted, figures, layers)
+
+    def _judged(self, sets: Sequence[Tensor], wanted: Sequence[Sequence[Wish]], layers: control.Layers | None) -> dict:
+        figures = label_judge.report(sets, wanted, self.run, self.recipe, self.device)
+        if layers is not None:
             for entry, part in zip(figures["rows"], [[], *layers.parts], strict=True):
                 entry["resampled"] = part
-        return Controlled(prior.kind, [Pictures(each) for each in sets], wanted, figures, layers)
+        return figures
+
+
+def _parts(layer: int | str, vary: str | None, L: int) -> list[list[int]]:
+    """Numbers of the layers to draw again, part by part, of a generator with L."""
+    if layer == "all":
+        if vary is not None:
+            raise UsageError("vary chooses layers around those named, and all are drawn in turn; leave it out")
+        return hierarchy.blocks(L)
+    named = hierarchy.parse(str(layer))
+    return [hierarchy.varied(named, vary or ("only" if ":" in str(layer) else "above"), L)]

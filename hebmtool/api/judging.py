@@ -7,8 +7,8 @@ from hebmtool import files, table
 from hebmtool.errors import UsageError
 from hebmtool.judge import compare as comparing
 from hebmtool.judge.evaluation import Evaluation
-from hebmtool.judge.table import by_judged
-from hebmtool.judge.table import table as tabled
+from hebmtool.judge.table import beside
+from hebmtool.metrics.figures import by_judged
 from hebmtool.run.folder import Run
 
 
@@ -53,7 +53,7 @@ class Evaluated(Tabled):
         self.run, self.figures, self.provenance, self._found = found.run, found.figures, found.provenance, found
 
     def table(self) -> table.Table:
-        return tabled(by_judged(self.figures))
+        return beside(by_judged(self.figures))
 
     def lines(self) -> list[str]:
         return self._found.lines()
@@ -69,7 +69,7 @@ class Compared(Tabled):
         self.columns, self.warnings, self._found = found.columns, found.warnings, found
 
     def table(self) -> table.Table:
-        return tabled(self.columns, self._found.priors)
+        return beside(self.columns, self._found.priors)
 
     def lines(self) -> list[str]:
         return [f"{name}: {line}" for name, each in self._found.runs.items() for line in each.lines()]
@@ -119,6 +119,7 @@ def info(run: Run | str | Path | None = None, *, runs: str | Path = "runs") -> I
     return Info(information.describe(opened(run, runs)))
 
 
+# More than a screen, for it says of each of as many settings as judging has what it is.
 def evaluate(
     run: Run | str | Path | None = None,
     prior: str | None = None,

@@ -40,14 +40,21 @@ class Loaded:
         return self.prior if self.precision == "bf16" else self._prior_in("bf16")
 
     def _drawn_by(
-        self, steps: Steps, chain: str | None, fast: bool, settings: Mapping[str, object], **numbers: float
+        self,
+        steps: Steps,
+        chain: str | None,
+        fast: bool,
+        settings: Mapping[str, object],
+        *,
+        temperature: float,
+        seed: int,
+        **counts: int | None,
     ) -> tuple[Prior, Steps]:
-        """The prior to draw by and the steps to take, of arguments that are looked at here."""
-        temperature = numbers.pop("temperature")
+        """The prior to draw by and the steps to take, after a look at all that says how."""
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature is {temperature}; it must be above 0 and finite, 1 being the prior itself")
-        at_least(0, seed=numbers.pop("seed"))
-        at_least(1, **numbers)
+        at_least(0, seed=seed)
+        at_least(1, **counts)
         if fast and steps is not None:
             raise UsageError("fast chooses the Langevin steps itself; leave out either it or steps")
         sampler = given(chain, settings)

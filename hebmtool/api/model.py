@@ -3,7 +3,7 @@
 >>> import hebmtool
 >>> model = hebmtool.load("digits")
 >>> model
-<Model digits: diffusion-ebm prior, 2 layers, images 1x8x8, on cpu>
+<Model digits: diffusion-ebm prior, 2 layers, images 1x8x8>
 >>> model.sample(16, seed=0)
 <pictures, uint8 [16, 1, 8, 8]>
 """
@@ -53,8 +53,8 @@ def load(
         UsageError: a word that does not exist.
         HebmError: there is no such run, the prior is not trained, a file is unusable, or CUDA is absent.
 
-    >>> hebmtool.load("digits", prior="gaussian", device="cpu")
-    <Model digits: gaussian prior, 2 layers, images 1x8x8, on cpu>
+    >>> hebmtool.load("digits", prior="gaussian")
+    <Model digits: gaussian prior, 2 layers, images 1x8x8>
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is '{precision}'; choose one of {', '.join(PRECISIONS)}")
@@ -92,7 +92,7 @@ class Model(Drawing, Looking):
     def __repr__(self) -> str:
         L, shape = self.generator.L, "x".join(map(str, self.generator.image_shape))
         layers = f"{L} layer{'s' * (L > 1)}"
-        return f"<Model {self.run.name}: {self.prior.kind} prior, {layers}, images {shape}, on {self.device}>"
+        return f"<Model {self.run.name}: {self.prior.kind} prior, {layers}, images {shape}>"
 
     def diagnose(
         self,

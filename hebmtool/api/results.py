@@ -173,7 +173,7 @@ class Scores:
 
     def __repr__(self) -> str:
         lines = [f"{value:.6g}\t{name}" for name, value in zip(self.names, self.values.tolist(), strict=True)]
-        return "\n".join([f"{self.method}, layers above {self.layer}:", *lines])
+        return "\n".join([self.method + f", layers above {self.layer}" * bool(self.layer), *lines])
 
 
 @dataclass(repr=False)

@@ -24,7 +24,7 @@ def read_recipe(recipe: Recipe | Mapping | str | Path, overrides: Overrides = ()
     """
     if isinstance(overrides, Mapping):
         # JSON is YAML.
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     return recipes.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe, overrides)
 
 
@@ -99,8 +99,8 @@ def train_prior(
     if finetune and not settings.prior.labels:
         raise UsageError("finetuning couples labels, but prior.labels is empty; set it, as prior.labels=class")
     if readjust_bn and not settings.train_prior.readjust_bn:
-        part = {"readjust_bn": readjust_bn, "readjust_temperature": readjust_temperature}
-        settings = settings.model_copy(update={"train_prior": settings.train_prior.model_copy(update=part)})
+        own = {"readjust_bn": readjust_bn, "readjust_temperature": readjust_temperature}
+        settings = read_recipe(settings, {f"train_prior.{key}": value for key, value in own.items()})
     from hebmtool.compute import pick_device
     from hebmtool.judge.trained import Judge
 
