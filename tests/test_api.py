@@ -390,6 +390,12 @@ def test_what_cannot_be_asked_of_labels(tiny, model):
         model_of(tiny, prior="gaussian").controllable(3, n=1, judged=False)
 
 
+def test_a_flow_has_no_layers_and_no_energy_for_labels(flow):
+    for use in (flow.resample, partial(flow.resample, layer=1), partial(flow.controllable, 3)):
+        with pytest.raises(HebmError, match="is a flow model, whose latent has one layer"):
+            use()
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
