@@ -186,6 +186,9 @@ def controllable(
     """
     if value is None and not attribute:
         raise UsageError("say what to condition on, by --class (a class, or all) or --attribute NAME=VALUE")
+    for text in attribute or ():
+        if re.fullmatch("[^=]+=.+", text) is None:
+            raise UsageError(f"--attribute is '{text}'; write NAME=VALUE or NAME=VALUE:WEIGHT, as Smiling=1:0.5")
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.picture(out, force, "controllable", stdout=True)
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)

@@ -26,9 +26,10 @@ def info(
         hebm info
         hebm info mnist --json
     """
+    opened = options.opened(run, runs)
     from hebmtool import api
 
-    found = api.info(run, runs=runs)
+    found = api.info(opened)
     print(json.dumps(found) if as_json else found)
 
 
@@ -135,9 +136,10 @@ def compare(
         hebm compare runs/* --markdown
     """
     options.check_stdout(as_json, "--markdown", as_markdown)
+    opened = [options.opened(name, runs) for name in runs_named]
     from hebmtool import api
 
-    found = api.compare(*runs_named, runs=runs)
+    found = api.compare(*opened)
     for warning in found.warnings:
         note(warning)
     _print(found, as_json, as_markdown)

@@ -24,7 +24,7 @@ def train_vae(
     Examples:
 
         hebm train-vae digits
-        hebm train-vae recipes/mnist.yaml --set data.source=array --set data.path=mnist.npz
+        hebm train-vae mnist --set data.source=array --set data.path=mnist.npz
     """
     from hebmtool import api
 

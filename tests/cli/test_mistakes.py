@@ -1,0 +1,163 @@
+"""What goes wrong on the user's side: one sentence on stderr, nothing on stdout, an exit status that means something;
+and a wrong request is told before torch is imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from children import ONE_THREAD
+from said import one_sentence
+
+WRONG = [
+    (["train-vae", "digits", "--set", "prior.levls=4"], ["prior.levls", "levels"]),
+    (["train-vae", "digits", "--set", "train_vae.lr=fast"], ["train_vae.lr", "fast"]),
+    (["train-vae", "nosuch.yaml"], ["nosuch.yaml"]),
+    (["train-vae", "digit"], ["digit", "digits"]),
+    (["train-vae"], ["RECIPE"]),
+    (["train-vae", "digits-flow"], ["prior.kind flow", "hebm train-prior"]),
+    (["train-vea", "digits"], ["train-vea"]),
+    (["train-prior", "digits", "--finetune"], ["prior.labels"]),
+    (["train-prior", "digits", "--device", "gpu"], ["--device", "gpu", "cuda"]),
+    (["sample", "--sed", "3"], ["--sed"]),
+    (["sample", "-n", "0"], ["1"]),
+    (["sample", "-n", "many"], ["integer"]),
+    (["sample", "--temperature", "0"], ["--temperature", "above 0"]),
+    (["sample", "--temperature", "nan"], ["--temperature", "finite"]),
+    (["sample", "--prior", "difusion-ebm"], ["difusion-ebm", "diffusion-ebm"]),
+    (["sample", "--chain", "underdamp"], ["prior.chain", "'underdamp'", "did you mean 'underdamped'"]),
+    (["sample", "--chain", "underdamped", "--theta", "2"], ["prior.theta", "below 1.6"]),
+    (["sample", "--h", "0"], ["prior.h", "above 0"]),
+    (["sample", "--persistence", "1"], ["prior.persistence", "below 1"]),
+    (["sample", "--fast", "--steps", "3"], ["--fast", "--steps"]),
+    (["sample", "--out", "picture.jpg"], [".jpg", ".png"]),
+    (["sample", "--device", "gpu"], ["gpu", "cuda"]),
+    (["sample", "--device", "cpu:1"], ["cpu:1"]),
+    (["hier-sample"], ["--layer", "--all"]),
+    (["hier-sample", "--layer", "1", "--all"], ["both are given"]),
+    (["hier-sample", "--layer", "two"], ["two", "2:5"]),
+    (["hier-sample", "--layer", "1", "--vary", "abov"], ["--vary", "did you mean 'above'"]),
+    (["hier-sample", "--all", "--vary", "only"], ["--vary"]),
+    (["hier-sample", "--layer", "1", "--from", "a.png", "-n", "2"], ["--from"]),
+    (["hier-sample", "--all", "--out", "a.npz"], ["hier-sample", ".png"]),
+    (["controllable"], ["--class", "--attribute"]),
+    (["controllable", "--class", "3", "--json", "--out", "-"], ["--json", "--out -"]),
+    (["controllable", "--attribute", "Smiling"], ["Smiling", "NAME=VALUE"]),
+    (["ood-score"], ["--auroc"]),
+    (["ood-score", "a.png", "--auroc"], ["a.png", "--ood"]),
+    (["ood-score", "a.png", "--ood", "b"], ["--ood belongs to --auroc"]),
+    (["ood-score", "a.png", "--score", "energi"], ["--score", "did you mean 'energy'"]),
+    (["ood-score", "a.png", "--scheme", "x"], ["--scheme", "inference, diffusion"]),
+    (["reconstruct", "--json", "--out", "-"], ["--json"]),
+    (["inpaint", "--mask", "lefft"], ["lefft", "did you mean 'left'"]),
+    (["flow-match", "--out", "a.npz"], ["flow-match", ".png"]),
+    (["evaluate", "--json", "--markdown"], ["--json", "--markdown"]),
+    (["evaluate", "--fid", "clear"], ["--fid", "did you mean 'clean'"]),
+    (["evaluate", "--reference", "tset"], ["--reference", "test"]),
+    (["evaluate", "--fast", "--diagnose"], ["--fast", "--diagnose"]),
+    (["evaluate", "--prior", "nosuch"], ["nosuch", "gaussian"]),
+    (["compare"], ["RUN"]),
+    (["compare", "digits", "--json", "--markdown"], ["--json", "--markdown"]),
+    (["diagnose", "--only", "chain"], ["--only", "did you mean 'chains'"]),
+    (["diagnose", "--only", "likelihood", "--out", "a.png"], ["--only", "chains"]),
+    (["report", "--out", "page.pdf"], ["page.pdf", ".html"]),
+    (["recipes", "show", "mnits"], ["mnits", "mnist"]),
+]
+FAILED = [
+    (["info", "nosuch"], ["nosuch"]),
+    (["compare", "digits", "nosuch"], ["nosuch"]),
+    (["sample", "--run", "nosuch"], ["nosuch"]),
+    (["diagnose", "digist"], ["did you mean 'digits'"]),
+    (["train-prior", "mnist"], ["hebm train-vae mnist"]),
+    (["compare", "flow"], ["no kept figures", "hebm evaluate"]),
+]
+# That a kind of prior has nothing to learn is its class's to know, which needs torch.
+LATE = [(["train-prior", "digits", "--set", "prior.kind=gaussian"], 2, ["gaussian", "no training"])]
+ALL = [(arguments, 2, words) for arguments, words in WRONG] + [(arguments, 1, words) for arguments, words in FAILED]
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), ALL + LATE)
+def test_mistakes_are_one_sentence(hebm, tiny, tmp_path, monkeypatch, arguments, status, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEBM_RUNS", str(tiny))
+    found, out, err = hebm(*arguments)
+    message = one_sentence(err)
+    assert found == status, message
+    assert all(word in message for word in words), message
+    assert out == "" and not list(tmp_path.iterdir())
+
+
+ASKED = [["--help"], ["--version"], ["sample", "--help"], ["recipes"], ["recipes", "show", "digits"]]
+WITHOUT_TORCH = """
+import contextlib, io, json, sys
+from hebmtool.cli.main import main
+for arguments in json.load(sys.stdin):
+    sys.argv = ["hebm", *arguments]
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stopped:
+            status = stopped.code
+    assert "torch" not in sys.modules, arguments
+    print(status)
+"""
+
+
+def without_torch(arguments: list[list[str]], **environment: object) -> list[int]:
+    """The exit status of each, all in one process that must never import torch."""
+    environment = os.environ | ONE_THREAD | {key: str(value) for key, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        **{"input": json.dumps(arguments), "env": environment, "capture_output": True, "text": True, "timeout": 600},
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines()]
+
+
+def test_a_wrong_request_is_told_before_torch_is_imported(tiny):
+    found = without_torch([*ASKED, *(arguments for arguments, _, _ in ALL)], HEBM_RUNS=tiny)
+    assert found == [0] * len(ASKED) + [status for _, status, _ in ALL]
+
+
+def test_runs_are_compared_without_torch(hebm, copied):
+    status, _, err = hebm("evaluate", "digits", "--runs", copied, "--samples", 24)
+    assert status == 0, err
+    assert (
+        without_torch([["compare", "digits", *form] for form in ([], ["--json"], ["--markdown"])], HEBM_RUNS=copied)
+        == [0] * 3
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_gpu(hebm, tiny):
+    status, _, err = hebm("sample", "--device", "cuda", "--runs", tiny)
+    assert status == 1 and "device cpu" in one_sentence(err)
+
+
+def test_no_runs_at_all(hebm, tmp_path):
+    status, _, err = hebm("sample", "--runs", tmp_path)
+    assert status == 1 and "hebm train-vae" in one_sentence(err)
+
+
+def test_debug_shows_the_traceback(hebm, tmp_path):
+    status, _, err = hebm("sample", "--runs", tmp_path, "--debug")
+    assert status == 1 and "Traceback" in err and "hebm: " in err
+
+
+def test_a_reader_that_went_away_is_no_failure(child):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    process = child(sys.executable, "-u", "-m", "hebmtool", "recipes", "show", "mnist", stdout=theirs)
+    os.close(theirs)
+    status, _, err = process.finish()
+    assert status == 0 and err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_standard_output_is_a_sentence(child, tiny):
+    with open("/dev/full", "w") as full:
+        process = child(sys.executable, "-m", "hebmtool", "info", "digits", "--runs", tiny, stdout=full)
+        status, _, err = process.finish()
+    assert status == 1 and "No space left" in one_sentence(err)
