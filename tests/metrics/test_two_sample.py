@@ -76,7 +76,7 @@ def test_what_is_known_is_used_and_its_weight_told(generator):
     assert found.loss[0, 1] < math.log(2) - 0.1
 
 
-def test_the_test_is_a_function_of_its_seed(generator):
+def test_the_test_is_a_function_of_its_seed(generator, short):
     q, p = torch.randn(40, generator.D) + 0.3, torch.randn(40, generator.D)
     state = torch.get_rng_state()
     first, again = (two_sample.test(generator, q, p, seed=1) for _ in range(2))
