@@ -1,4 +1,4 @@
-"""What the sources of the package keep to: sizes a reader can hold, docstrings, no options and no kinds in a library."""
+"""What the sources of the package keep to: sizes a reader can hold, docstrings, no options and no kinds asked for."""
 
 import ast
 import re
