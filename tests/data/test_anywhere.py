@@ -1,0 +1,101 @@
+"""Images of any shape from wherever a user names them; classes left out."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hebmtool import data, recipe
+from hebmtool.data import anywhere
+from hebmtool.data.decode import fit
+from hebmtool.errors import HebmError
+
+
+def grey(n, shape=(1, 8, 8), seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+@pytest.fixture
+def imgs(tmp_path):
+    """Three images in nested folders, a damaged one, an .npz and an .npy; none of the run's size but one."""
+    folder = tmp_path / "imgs"
+    (folder / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(grey(1)[0, 0].numpy()).save(folder / "a.png")
+    colour = grey(1, (3, 20, 31))[0].permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(colour).save(folder / "deep" / "b.jpg")
+    Image.fromarray(grey(1, (1, 5, 9))[0, 0].numpy()).save(folder / "deep" / "er" / "c.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    np.savez(tmp_path / "set.npz", images=grey(2, (3, 16, 16)).permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "set.npy", grey(3)[:, 0].numpy())
+    return folder
+
+
+def test_read_takes_files_folders_and_arrays(imgs, tmp_path):
+    failed = []
+    paths = [
+        imgs,
+        tmp_path / "set.npz",
+        imgs / "a.png",
+        tmp_path / "absent.png",
+        tmp_path / "set.npy",
+        tmp_path / "x.npz",
+    ]
+    found = list(anywhere.read(map(str, paths), recipe.Recipe(name="x"), (1, 8, 8), failed.append))
+    names = [name.removeprefix(f"{tmp_path}/") for name, _ in found]
+    inside = ["imgs/a.png", "imgs/deep/b.jpg", "imgs/deep/er/c.png"]
+    assert names == [*inside, "set.npz#0", "set.npz#1", "imgs/a.png", "set.npy#0", "set.npy#1", "set.npy#2"]
+    assert all(x.shape == (1, 8, 8) and x.dtype == torch.uint8 for _, x in found)
+    assert torch.equal(found[0][1], grey(1)[0]) and torch.equal(found[-1][1], grey(3)[2])
+    assert len(failed) == 3
+    assert all(name in str(error) for name, error in zip(("bad.png", "absent.png", "x.npz"), failed, strict=True))
+
+
+def test_an_empty_folder_is_a_failure(tmp_path):
+    failed = []
+    assert list(anywhere.read([str(tmp_path)], recipe.Recipe(name="x"), (1, 8, 8), failed.append)) == []
+    assert "no images" in str(failed[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 10), (3, 12, 5)])
+def test_any_image_is_brought_to_the_runs_shape(shape):
+    for size in ((3, 8, 8), (1, 40, 7), (3, 5, 33)):
+        assert data.fit_to(grey(2, size), shape, recipe.Data(crop=12)).shape == (2, *shape)
+    # What the recipe itself would make of an image, where it can.
+    config, x = recipe.Data(crop=20, size=8, channels=1), grey(2, (3, 24, 30))
+    assert torch.equal(data.fit_to(x, (1, 8, 8), config), fit(x, config))
+
+
+def test_reading_keeps_nothing(tmp_path):
+    image = tmp_path / "big.png"
+    Image.fromarray(grey(1, (1, 300, 300))[0, 0].numpy()).save(image)  # 90 kB decoded
+    images = anywhere.read([str(image)] * 80, recipe.Recipe(name="x"), (1, 8, 8), pytest.fail)
+    next(images)
+    tracemalloc.start()
+    for _ in images:
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 90_000
+
+
+def test_excluded_classes_leave_the_training_split_alone():
+    whole, test = data.load(recipe.Data(), "train"), data.load(recipe.Data(), "test")
+    config = recipe.Data(exclude=[3, "7"], limit=50, attributes={"odd": ["1", "3"]})
+    left = data.load(config, "train")
+    kept = [i for i, y in enumerate(whole.labels.tolist()) if y not in (3, 7)][:50]
+    assert len(left) == 50 and left.labels.tolist() == whole.labels[kept].tolist()
+    assert torch.equal(left.batch(range(50)), whole.batch(kept)) and left.classes == whole.classes
+    assert torch.equal(left.attributes["odd"], left.labels == 1)
+    assert torch.equal(data.load(config, "test").labels, test.labels)
+
+
+def test_what_cannot_be_excluded(tmp_path):
+    with pytest.raises(HebmError, match="data.exclude names the class '10'"):
+        data.load(recipe.Data(exclude=[10]), "train")
+    with pytest.raises(HebmError, match="leaves no image"):
+        data.load(recipe.Data(exclude=list(range(10))), "train")
+    np.save(tmp_path / "x.npy", grey(9)[:, 0].numpy())
+    with pytest.raises(HebmError, match="data.exclude names classes, but these images have no labels"):
+        data.load(recipe.Data(source="array", path=str(tmp_path / "x.npy"), exclude=[1]), "train")
