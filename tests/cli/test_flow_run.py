@@ -1,0 +1,109 @@
+"""Flow runs, whose latent has one layer, on the command line: what serves them, and what has no meaning there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from said import one_sentence
+from tiny import FLOW, options
+
+from hebmtool import data, recipe
+
+TRAIN = ["train-prior", "digits-flow", *options(FLOW)]
+
+
+def test_sample_info_and_score(hebm, tiny, tmp_path):
+    at = ["--run", tiny / "flow"]
+    status, out, err = hebm("sample", *at, "-n", 9, "--out", tmp_path / "a.npz")
+    assert status == 0, err
+    status, _, _ = hebm("sample", *at, "-n", 5, "--batch-size", 2, "--out", tmp_path / "b.npz")
+    a, b = (np.load(tmp_path / name)["images"].astype(int) for name in ("a.npz", "b.npz"))
+    assert a.shape == (9, 8, 8) and np.abs(a[:5] - b).max() <= 1
+    assert hebm("sample", *at, "--progressive", "-n", 2, "--out", tmp_path / "p.png")[0] == 0
+    status, out, _ = hebm("info", tiny / "flow", "--json")
+    found = json.loads(out)
+    assert found["latent_dimensions"] == 6 and found["priors"][0]["step"] == 3 and found["flow"]["transforms"] == 3
+    status, out, _ = hebm("info", tiny / "flow")
+    assert status == 0 and "6 latent dimensions" in out and "3 updates" in out
+    images = data.load(recipe.Data(), "test").batch(range(3))[:, 0].numpy()
+    np.save(tmp_path / "x.npy", images)
+    status, out, err = hebm("ood-score", *at, tmp_path / "x.npy")
+    assert status == 0, err
+    scores = [float(line.split("\t")[0]) for line in out.splitlines()]
+    assert len(scores) == 3 and len(set(scores)) == 3
+    arguments = ["--auroc", "-n", 20, "--ood", tmp_path / "x.npy", "--json", "--out", tmp_path / "ood.png"]
+    status, out, err = hebm("ood-score", *at, *arguments)
+    assert status == 0, err
+    (method,) = json.loads(out)["methods"]
+    assert (method["score"], method["cuts"], method["cut"], method["draws"]) == ("posterior", [0], 0, 1)
+    assert 0 <= method["rows"][0]["auroc"] <= 1 and Image.open(tmp_path / "ood.png").size[1] > 300
+
+
+def test_flow_match(hebm, tiny, tmp_path):
+    status, out, err = hebm("flow-match", tiny / "flow", "--out", tmp_path / "m.png", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["floor"] > 0 and found["prior"] > 0 and Image.open(tmp_path / "m.png").size[0] > 800
+
+
+def test_figures_are_kept_and_those_of_missing_pixels_too(hebm, tiny, tmp_path):
+    kept = json.loads((tiny / "flow" / "figures.json").read_text())["flow"]
+    assert kept["fd"] > 0 and kept["step"] == 3
+    assert kept["psnr"] == pytest.approx(-10 * np.log10(kept["mse"]), abs=2)
+    assert (tiny / "flow" / "samples" / "flow-match.png").is_file()
+    status, out, err = hebm(*TRAIN, "--runs", tmp_path, *options(["data.missing=0.4", "data.limit=40"]))
+    assert status == 0, err
+    found = json.loads(out)["flow"]
+    assert found["recovery"]["hidden"] == pytest.approx(0.4, abs=0.05)
+    assert Image.open(tmp_path / "flow/samples/recovered.png").size[0] > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["hier-sample", "--layer", "1"], 1, "layers of a hierarchical generator"),
+        (["controllable", "--class", "3"], 1, "layers of a hierarchical generator"),
+        (["sample", "--prior", "ebm"], 1, "has no 'ebm' prior"),
+        (["sample", "--steps", "5"], 2, "takes no"),
+        (["sample", "--readjust-bn"], 2, "no BatchNorm"),
+        (["ood-score", "x.png", "--score", "llr"], 2, "posterior"),
+        (["ood-score", "x.png", "--scheme", "diffusion"], 2, "inference"),
+    ],
+)
+def test_what_has_no_meaning_for_one_layer(hebm, tiny, tmp_path, monkeypatch, arguments, status, words):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("x.png")
+    found, out, err = hebm(*arguments, "--run", tiny / "flow")
+    assert found == status and words in one_sentence(err) and out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (TRAIN, 1, "already has checkpoints"),
+        ([*TRAIN, "--set", "flow.sigma=0.5", "--resume"], 1, "flow.sigma"),
+        ([*TRAIN, "--set", "prior.labels=class"], 2, "prior.labels"),
+        (["train-prior", "digits", "--set", "data.missing=0.5"], 2, "prior.kind flow"),
+        ([*TRAIN, "--set", "data.missing=1.5"], 2, "above 0 and below 1"),
+        ([*TRAIN, "--set", "data.missing=0.5", "--set", "data.flip=true"], 2, "data.flip"),
+        ([*TRAIN, "--set", "flow.persistent=true", "--set", "data.flip=true"], 2, "data.flip"),
+        ([*TRAIN, "--set", "train_prior.precision=bf16"], 2, "train_prior.precision"),
+        ([*TRAIN, "--set", "name=n", "--set", "data.missing=no.npy"], 1, "no.npy does not exist"),
+        ([*TRAIN, "--set", "name=n", "--set", "data.test_fraction=0.0003"], 1, "test images"),
+        ([*TRAIN, "--set", "flow.coupling=splines"], 2, "did you mean 'spline'"),
+    ],
+)
+def test_what_cannot_be_trained(hebm, copied, arguments, status, words):
+    found, out, err = hebm(*arguments, "--runs", copied)
+    assert found == status and words in one_sentence(err) and out == ""
+    assert not list((copied / "n").glob("*.safetensors"))
+
+
+def test_features_that_do_not_fit_are_known_before_training(hebm, tmp_path):
+    torch.jit.trace(torch.nn.Linear(5, 3), torch.zeros(1, 5)).save(tmp_path / "features.pt")
+    features = options([f"evaluate.features={tmp_path / 'features.pt'}"])
+    status, _, err = hebm(*TRAIN, "--runs", tmp_path / "runs", *features)
+    assert status == 1 and "features.pt" in one_sentence(err)
+    assert not list((tmp_path / "runs" / "flow").glob("*.safetensors"))
