@@ -14,6 +14,7 @@ from hebmtool.run.folder import Run
 from hebmtool.run.open import KIND
 
 
+# More than a screen, for everything is looked at, one thing after another, before anything is written.
 def import_checkpoint(
     path: str | Path,
     run_root: str | Path,
