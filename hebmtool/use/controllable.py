@@ -18,7 +18,7 @@ from hebmtool import picture
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.noise import Noise
-from hebmtool.prior import Prior, Steps
+from hebmtool.prior import Prior, Steps, not_finite
 from hebmtool.prior.labels import CLASS, Condition, LabelEnergy
 from hebmtool.use import hierarchy
 
@@ -187,6 +187,8 @@ def across_layers(
         for indices in torch.arange(n).split(batch_size):
             numbers = indices.tolist()
             base = list(prior.trajectory(Noise(seed, numbers, generator.D, device), steps, temperature))
+            if not base[-1].isfinite().all():
+                raise not_finite(prior.kind)
             bases.append(picture.to_uint8(generator.images(base[-1])))
             given = prior.given(conditions(row, labels, len(indices), device))
             for part, drawn in zip(parts, images, strict=True):

@@ -48,12 +48,19 @@ def sample(
 def progressive(
     prior: Prior, n: int, seed: int = 0, batch_size: int = 64, temperature: float = 1.0, steps: Steps = None
 ) -> tuple[Tensor, int]:
-    """Decoded u_T ... u_0 of each image: uint8 [n * stages, C, H, W], image by image; and the number of stages."""
+    """Decoded u_T ... u_0 of each image: uint8 [n * stages, C, H, W], image by image; and the number of stages.
+
+    Raises:
+        HebmError: the chain left the numbers.
+    """
     device, rows, stages = prior.generator.device, [], 0
     with progress(f"sampling {prior.kind}", n) as bar:
         for indices in torch.arange(n).split(batch_size):
             noise = Noise(seed, indices.tolist(), prior.generator.D, device)
-            passed = [prior.generator.images(u) for u in prior.trajectory(noise, steps, temperature)]
+            passed = list(prior.trajectory(noise, steps, temperature))
+            if not passed[-1].isfinite().all():
+                raise not_finite(prior.kind)
+            passed = [prior.generator.images(u) for u in passed]
             stages = len(passed)
             rows.append(picture.to_uint8(torch.stack(passed, dim=1).flatten(0, 1)))
             bar.advance(len(indices))
