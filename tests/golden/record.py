@@ -61,35 +61,23 @@ FLOW = {
 }
 LIKELIHOODS = ("bernoulli", "gaussian", "mixture")
 CHAINS = ("langevin", "preconditioned", "underdamped")
+RECOVERY, JOINT, NCE = {"prior.objective": "recovery"}, {"prior.kind": "ebm"}, {"prior.objective": "nce"}
+PUBLISHED = {"prior.energy.reads": "z", "prior.energy.readout": "sum", "prior.energy.spectral_norm": "true"}
 PRIORS = {
-    **{f"recovery-{chain}": {"prior.objective": "recovery", "prior.chain": chain} for chain in CHAINS},
-    **{
-        f"ebm-recovery-{chain}": {"prior.kind": "ebm", "prior.objective": "recovery", "prior.chain": chain}
-        for chain in CHAINS
-    },
-    "recovery-margin": {
-        "prior.objective": "recovery",
-        "prior.margin": 0.5,
-        "prior.penalty": 0.01,
-        "prior.chain": "preconditioned",
-    },
-    "nce": {"prior.objective": "nce", "prior.penalty": 0.01},
-    "nce-langevin": {"prior.objective": "nce", "prior.chain": "langevin"},
+    **{f"recovery-{chain}": RECOVERY | {"prior.chain": chain} for chain in CHAINS},
+    **{f"ebm-recovery-{chain}": JOINT | RECOVERY | {"prior.chain": chain} for chain in CHAINS},
+    "recovery-margin": RECOVERY | {"prior.margin": 0.5, "prior.penalty": 0.01, "prior.chain": "preconditioned"},
+    "nce": NCE | {"prior.penalty": 0.01},
+    "nce-langevin": NCE | {"prior.chain": "langevin"},
     "cnce": {"prior.objective": "cnce"},
     "score-matching": {"prior.objective": "score-matching", "prior.chain": "preconditioned"},
-    "ebm-nce": {"prior.kind": "ebm", "prior.objective": "nce"},
-    "ebm-cnce": {"prior.kind": "ebm", "prior.objective": "cnce"},
-    "whitened": {"prior.whiten": "true", "prior.objective": "nce"},
-    "ebm-whitened": {"prior.kind": "ebm", "prior.whiten": "true", "prior.objective": "nce"},
-    "published-energy": {
-        "prior.objective": "recovery",
-        "prior.chain": "langevin",
-        "prior.energy.reads": "z",
-        "prior.energy.readout": "sum",
-        "prior.energy.spectral_norm": "true",
-    },
-    "bf16": {"prior.objective": "recovery", "prior.chain": "preconditioned", "train_prior.precision": "bf16"},
-    "readjusted": {"prior.objective": "nce", "train_prior.readjust_bn": 2},
+    "ebm-nce": JOINT | NCE,
+    "ebm-cnce": JOINT | {"prior.objective": "cnce"},
+    "whitened": NCE | {"prior.whiten": "true"},
+    "ebm-whitened": JOINT | NCE | {"prior.whiten": "true"},
+    "published-energy": RECOVERY | {"prior.chain": "langevin"} | PUBLISHED,
+    "bf16": RECOVERY | {"prior.chain": "preconditioned", "train_prior.precision": "bf16"},
+    "readjusted": NCE | {"train_prior.readjust_bn": 2},
 }
 FLOWS = {
     "flow-affine": {},
