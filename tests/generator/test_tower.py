@@ -1,4 +1,4 @@
-"""The generator: T is a bijection, the posterior's KL is one, walks agree, every weight is used."""
+"""NVAE's tower: its layout, T over many layers, its posterior's KL, freezing, and that every weight is used."""
 
 import math
 
@@ -54,23 +54,6 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 )
 def test_layers_at_each_scale(keys, counts):
     assert layers_at_each_scale(recipe.Generator(**keys)) == counts
-
-
-def test_layer_numbers_run_from_the_bottom():
-    generator = make(scales=2, layers_per_scale=3)
-    assert generator.L == 6
-    assert [generator.layer_number(l) for l in range(6)] == [6, 5, 4, 3, 2, 1]
-    assert all(generator.layer_number(generator.layer_number(l)) == l for l in range(6))
-
-
-def test_split_and_join_are_inverse_views():
-    generator = make(scales=2, layers_per_scale=2)
-    flat = torch.randn(3, generator.D)
-    maps = generator.split(flat)
-    assert [tuple(m.shape[1:]) for m in maps] == [(2, 2, 2)] * 2 + [(2, 4, 4)] * 2 == generator.latent_shapes
-    assert torch.equal(generator.join(maps), flat)
-    assert maps[-1].data_ptr() == flat[:, generator.slices[-1]].data_ptr()
-    assert len(generator.split(flat[:, : generator.slices[2].stop])) == 3
 
 
 @pytest.mark.parametrize(
