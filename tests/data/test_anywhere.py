@@ -10,7 +10,6 @@ from PIL import Image
 from hebmtool import data, recipe
 from hebmtool.data import anywhere
 from hebmtool.data.decode import fit
-from hebmtool.errors import HebmError
 
 
 def grey(n, shape=(1, 8, 8), seed=0):
@@ -78,24 +77,3 @@ def test_reading_keeps_nothing(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 90_000
-
-
-def test_excluded_classes_leave_the_training_split_alone():
-    whole, test = data.load(recipe.Data(), "train"), data.load(recipe.Data(), "test")
-    config = recipe.Data(exclude=[3, "7"], limit=50, attributes={"odd": ["1", "3"]})
-    left = data.load(config, "train")
-    kept = [i for i, y in enumerate(whole.labels.tolist()) if y not in (3, 7)][:50]
-    assert len(left) == 50 and left.labels.tolist() == whole.labels[kept].tolist()
-    assert torch.equal(left.batch(range(50)), whole.batch(kept)) and left.classes == whole.classes
-    assert torch.equal(left.attributes["odd"], left.labels == 1)
-    assert torch.equal(data.load(config, "test").labels, test.labels)
-
-
-def test_what_cannot_be_excluded(tmp_path):
-    with pytest.raises(HebmError, match="data.exclude names the class '10'"):
-        data.load(recipe.Data(exclude=[10]), "train")
-    with pytest.raises(HebmError, match="leaves no image"):
-        data.load(recipe.Data(exclude=list(range(10))), "train")
-    np.save(tmp_path / "x.npy", grey(9)[:, 0].numpy())
-    with pytest.raises(HebmError, match="data.exclude names classes, but these images have no labels"):
-        data.load(recipe.Data(source="array", path=str(tmp_path / "x.npy"), exclude=[1]), "train")

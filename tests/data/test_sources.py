@@ -55,18 +55,24 @@ def test_a_source_is_a_function_with_a_word(monkeypatch):
         assert len(d.load(Data(source=word), "train")) == 9
 
 
-def test_classes_are_excluded_before_the_limit_counts(tmp_path):
-    settings = Data(exclude=["0", "1"], limit=50)
-    train, test = d.load(settings, "train"), d.load(settings, "test")
-    assert len(train) == 50 and not set(train.labels.tolist()) & {0, 1}
-    assert set(test.labels.tolist()) == set(range(10))
-    with error(HebmError, "data.exclude", "'eleven'", "0, 1, 2"):
-        d.load(Data(exclude=["eleven"]), "train")
+def test_excluded_classes_leave_the_training_split_alone_before_the_limit_counts():
+    whole, test = d.load(Data(), "train"), d.load(Data(), "test")
+    settings = Data(exclude=[3, "7"], limit=50)
+    left = d.load(settings, "train")
+    kept = [i for i, y in enumerate(whole.labels.tolist()) if y not in (3, 7)][:50]
+    assert len(left) == 50 and left.labels.tolist() == whole.labels[kept].tolist()
+    assert torch.equal(left.batch(range(50)), whole.batch(kept)) and left.classes == whole.classes
+    assert torch.equal(d.load(settings, "test").labels, test.labels)
+
+
+def test_what_cannot_be_excluded(tmp_path):
+    with error(HebmError, "data.exclude names the class '10'", "0, 1, 2"):
+        d.load(Data(exclude=[10]), "train")
     with error(HebmError, "leaves no image"):
-        d.load(Data(exclude=[str(k) for k in range(10)]), "train")
+        d.load(Data(exclude=list(range(10))), "train")
     np.save(tmp_path / "set.npy", np.zeros((5, 8, 8), np.uint8))
     with error(HebmError, "data.exclude names classes", "have no labels"):
-        d.load(Data(source="array", path=str(tmp_path / "set.npy"), exclude=["0"]), "train")
+        d.load(Data(source="array", path=str(tmp_path / "set.npy"), exclude=[1]), "train")
 
 
 def test_attributes_are_made_of_classes():
