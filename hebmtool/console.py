@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -17,7 +20,7 @@ def note(text: str) -> None:
 class Bar:
     """A progress bar that is not there when stderr is no terminal."""
 
-    def __init__(self, progress: Progress, task: int):
+    def __init__(self, progress: "Progress", task: int):
         self._progress, self._task = progress, task
 
     def advance(self, by: int = 1, text: str | None = None) -> None:
@@ -26,7 +29,7 @@ class Bar:
             self._progress.update(self._task, text=text)
 
 
-_shown: list[Progress] = []
+_shown: list["Progress"] = []
 
 
 @contextmanager
@@ -40,15 +43,17 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         finally:
             _shown[0].remove_task(task)
         return
+    from rich import progress as bar  # which help and mistakes do without
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeElapsedColumn(),
+        bar.TimeRemainingColumn(),
+        bar.TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    with bar.Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         task = bars.add_task(title, total=total, completed=done, text="")
         _shown.append(bars)
         try:

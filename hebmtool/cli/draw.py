@@ -72,6 +72,7 @@ def sample(
         print(sink.path)
 
 
+# More than a screen, for its options are many; what it does is short.
 def hier_sample(
     layer: Annotated[
         str | None, typer.Option(metavar="K or A:B", help="A layer's number (1 = bottom), or a range of them.")
@@ -141,6 +142,7 @@ def hier_sample(
         print(sink.path)
 
 
+# More than a screen, for its options are many; what it does is short.
 def controllable(
     value: Annotated[str | None, typer.Option("--class", help="A class, or `all` for a row of each.")] = None,
     attribute: Annotated[

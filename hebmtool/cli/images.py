@@ -18,6 +18,7 @@ from hebmtool.errors import HebmError, UsageError, did_you_mean
 MASKS = ("left", "right", "top", "bottom", "center", "random")
 
 
+# More than a screen, for its options are many; what it does is short.
 def ood_score(
     paths: options.Paths = None,
     layer: Annotated[
@@ -184,6 +185,7 @@ def _check_mask(mask: str) -> str:
     return mask
 
 
+# More than a screen, for its options are many; what it does is short.
 def inpaint(
     paths: options.Paths = None,
     mask: Annotated[

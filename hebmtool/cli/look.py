@@ -33,6 +33,7 @@ def info(
     print(json.dumps(found) if as_json else found)
 
 
+# More than a screen, for its options are many; what it does is short.
 def evaluate(
     run: options.RunNamed = None,
     prior: Annotated[str | None, options.prior("Only this kind.", "every trained prior")] = None,
@@ -173,6 +174,7 @@ def report(
     print(path)
 
 
+# More than a screen, for its options are many; what it does is short.
 def diagnose(
     run: options.RunNamed = None,
     prior: options.Prior = None,

@@ -120,9 +120,8 @@ def demo(runs: options.Runs = options.RUNS, device: options.Device = "auto") -> 
 
         hebm demo
     """
-    from hebmtool import demo as demonstration
-    from hebmtool.compute import pick_device
+    from hebmtool.demo import demo as demonstrate
 
-    shown = demonstration.demo(runs, pick_device(device))
+    shown = demonstrate(runs, device)
     note(f"picture: {shown.picture}; more with `hebm sample --run {shown.run}` and `hebm info {shown.run}`")
     print(shown.picture)
