@@ -9,8 +9,9 @@ generator   a tiny frozen tower with random weights; `make_generator` makes othe
 cleanfid    clean-fid's own distance, to compare with
 
 Every test starts from seed 0 on one thread, with a cache of the session's own.  Tests marked slow run with --slow,
-those marked gpu where there is one.  What is no fixture lies beside this file: `toys` (small priors and generators of
-known density), `tiny` and `children`.
+those marked gpu where there is one.  Tests lie in folders named as the rooms are; what is no fixture lies beside this
+file: `toys` (small priors and generators of known density), `tiny`, `children`, `pictures` (image files), `published`
+(checkpoints in NVAE's format) and `said` (what the command says).
 """
 
 import shutil
