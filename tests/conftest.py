@@ -11,7 +11,7 @@ cleanfid    clean-fid's own distance, to compare with
 Every test starts from seed 0 on one thread, with a cache of the session's own.  Tests marked slow run with --slow,
 those marked gpu where there is one.  Tests lie in folders named as the rooms are; what is no fixture lies beside this
 file: `toys` (small priors and generators of known density), `tiny`, `children`, `pictures` (image files), `published`
-(checkpoints in NVAE's format) and `said` (what the command says).
+(checkpoints in NVAE's format) and `said` (how mistakes are said).
 """
 
 import shutil
