@@ -162,7 +162,7 @@ def linear_gaussian():
     return prior, x, observed, mean, covariance
 
 
-N = 20000
+N = 10_000
 
 
 def test_short_run_finds_the_posterior_of_a_linear_gaussian_model():
@@ -172,7 +172,7 @@ def test_short_run_finds_the_posterior_of_a_linear_gaussian_model():
     x_many, observed_many = (part.expand(N, -1, -1, -1) for part in (x, observed))
     z = prior.infer(x_many, prior.start(z), 150, lambda: torch.randn(N, 2), observed_many).double()
     # Unadjusted steps of size s leave exactly the covariance (P - s^2 P^2 / 4)^-1, P being the posterior's precision;
-    # 20,000 chains know a mean to 0.7% and a variance to 1% of a standard deviation and of itself.
+    # 10,000 chains know a mean to 1% and a variance to 1.4% of a standard deviation and of itself.
     precision, s = covariance.inverse(), prior.config.step_size
     stationary = (precision - s**2 * precision @ precision / 4).inverse()
     scale = covariance.diagonal().sqrt()
@@ -180,7 +180,7 @@ def test_short_run_finds_the_posterior_of_a_linear_gaussian_model():
     assert (1 - 0.5 * s**2 * torch.linalg.eigvalsh(precision).min()) ** 150 < 0.02
     assert ((z.mean(0) - mean) / scale).abs().max() < 0.05
     found = torch.cov(z.T)
-    assert ((found - stationary) / scale.outer(scale)).abs().max() < 0.04
+    assert ((found - stationary) / scale.outer(scale)).abs().max() < 0.06
     # So the error of inference itself is stated: within 4% of the closed form at this step size.
     assert ((stationary - covariance) / scale.outer(scale)).abs().max() < 0.04
     # And it is the observed pixels' posterior: the prior's, and that given all pixels, are elsewhere.
@@ -194,6 +194,6 @@ def test_adjusted_chain_has_no_bias_at_any_step_and_finds_its_own():
     for s in (0.01, 3.0):
         z, taken = adjusted(lambda z: prior.log_joint(z, *args), torch.randn(N, 2), 120, s, lambda: torch.randn(N, 3))
         scale = covariance.diagonal().sqrt()
-        assert ((z.double().mean(0) - mean) / scale).abs().max() < 0.04
-        assert ((torch.cov(z.double().T) - covariance) / scale.outer(scale)).abs().max() < 0.05
+        assert ((z.double().mean(0) - mean) / scale).abs().max() < 0.05
+        assert ((torch.cov(z.double().T) - covariance) / scale.outer(scale)).abs().max() < 0.07
         assert 0.4 < taken.mean() < 0.8

@@ -207,9 +207,16 @@ def test_the_contrast_is_least_at_the_log_ratio(generator, monkeypatch, objectiv
 # Learned on a law that is known
 
 
-@pytest.mark.parametrize(("kind", "objective"), [case for case in LEARNED_BY if case[1] != "score-matching"])
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        *(case for case in LEARNED_BY if case[1] in ("recovery", "nce")),
+        # Least where nce is: see above.
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in LEARNED_BY if case[1] == "cnce"),
+    ],
+)
 def test_learns_the_dependence_between_layers(kind, objective):
-    """Two layers of posterior u, each standard normal, correlated 0.7: about half of it in 80 updates."""
+    """Two layers of posterior u, each standard normal, correlated 0.7: about half of it in 60 updates."""
     generator = Twins()
 
     def draw(n):
@@ -226,8 +233,8 @@ def test_learns_the_dependence_between_layers(kind, objective):
     prior.calibrate(generator.walk(torch.randn(256, generator.D)))
     before = prior.sample(lambda: torch.randn(2000, generator.D))
     optimizer = torch.optim.Adam(prior.parameters(), lr=2e-2, betas=(0.9, 0.99))
-    for i in range(80):
-        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / 80)
+    for i in range(60):
+        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / 60)
         loss, _ = prior.loss(draw(128), torch.empty(128, 0))
         optimizer.zero_grad()
         loss.backward()
@@ -240,17 +247,17 @@ def test_learns_the_dependence_between_layers(kind, objective):
 
 
 @pytest.mark.parametrize("objective", ["nce", "cnce"])
-def test_noise_contrast_finds_the_log_ratio(make_generator, objective):
-    """u shifted by m in every coordinate of one layer: f at its optimum is m . u - |m|^2 / 2, its mean |m|^2 / 2.
-    The conditional kind finds it up to a constant."""
-    generator = make_generator(scales=1, layers_per_scale=1)
+def test_noise_contrast_finds_the_log_ratio(objective):
+    """u shifted by m in every coordinate: F at its optimum is m . u - |m|^2 / 2, its mean |m|^2 / 2.  The conditional
+    kind finds it up to a constant."""
+    generator = Twins()
     config = recipe.Prior(kind="ebm", objective=objective, chain="preconditioned")
     config.energy = recipe.Energy(reads="z", width=16, blocks=1, spectral_norm=False)
-    prior, m = make_prior(generator, config), 0.4
+    prior, m = make_prior(generator, config), 0.6
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
-    for i in range(150):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / 150)
-        loss, _ = prior.loss(torch.randn(256, generator.D) + m, torch.empty(256, 0))
+    for i in range(100):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / 100)
+        loss, _ = prior.loss(torch.randn(128, generator.D) + m, torch.empty(128, 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

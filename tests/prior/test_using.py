@@ -116,8 +116,8 @@ def test_what_is_no_chain_is_a_sentence(generator, sampler, words):
 
 SAMPLERS = {
     "langevin": {"eta": 0.08, "steps": 80},
-    "preconditioned": {"h": 0.1, "steps": 40},
-    "underdamped": {"theta": 0.25, "persistence": 0.7, "steps": 30},
+    "preconditioned": {"h": 0.12, "steps": 30},
+    "underdamped": {"theta": 0.3, "persistence": 0.7, "steps": 22},
 }
 N = 3000
 of_either_scale = pytest.mark.parametrize("learned_with", ["langevin", "preconditioned"])

@@ -54,17 +54,18 @@ def test_whole_images_are_encoded_and_langevin_climbs_to_the_posterior(generator
     x = data.prepare(images, found.recipe.data, generator.likelihood.read_grey, train=False)
     assert torch.allclose(u[:, 0], generator.encode(x, torch.zeros(4, generator.D)), atol=1e-5)
     far = torch.full_like(u[:, 0], 2.0)
-    refined = Inference(found.prior, found.recipe, steps=60)(images)[:, 0]
+    refined = Inference(found.prior, found.recipe, steps=30)(images)[:, 0]
     assert (found._log_joint(refined, x, None) > found._log_joint(far, x, None)).all()
     assert not torch.equal(refined, u[:, 0])
 
 
 def test_an_image_has_latents_of_its_own_whatever_batch_and_hidden_pixels(generator, monkeypatch):
+    monkeypatch.setattr(infer, "ROUNDS", 3)
     found = inference(generator, steps=3)
     images, hidden = digits(), masks.parse("left", SHAPE)(range(4))
     whole = found(images, hidden, 3)
     assert whole.shape == (4, 3, generator.D)
-    monkeypatch.setattr(infer, "BATCH", 5)
+    monkeypatch.setattr(infer, "BATCH", 3)
     assert torch.allclose(found(images[2:], hidden[2:], 2), whole[2:, :2], atol=1e-4)
     damaged = torch.where(hidden, torch.randint(0, 256, images.shape, dtype=torch.uint8), images)
     assert torch.allclose(found(damaged, hidden, 3), whole, atol=1e-4)
@@ -73,9 +74,10 @@ def test_an_image_has_latents_of_its_own_whatever_batch_and_hidden_pixels(genera
     assert not torch.allclose(Inference(found.prior, found.recipe, 3, seed=1)(images, hidden, 3), whole, atol=0.1)
 
 
-def test_the_prior_trained_decides_what_is_drawn(generator):
+def test_the_prior_trained_decides_what_is_drawn(generator, monkeypatch):
+    monkeypatch.setattr(infer, "ROUNDS", 2)
     # With a sharp energy around u = 1 in place of the network, unobserved latents go there.
-    found = inference(generator, steps=150)
+    found = inference(generator, steps=100)
     found.prior.log_density = lambda u, walk=None: -50 * (u - 1).square().sum(1)
     hidden = torch.ones(2, 1, 8, 8, dtype=torch.bool)
     hidden[:, :, 0, 0] = False
@@ -91,7 +93,7 @@ def test_refined_latents_follow_the_posterior(monkeypatch, kind):
     monkeypatch.setattr(plane, "encode", lambda x, eps=None: 0 * eps, raising=False)
     prior = toy_prior(plane, kind, weight=1.0).requires_grad_(False)
     settings = Recipe(generator=recipe.Generator(likelihood="bernoulli"))
-    found = Inference(prior, settings, steps=60)
+    found = Inference(prior, settings, steps=45)
     image = torch.full((1, 1, 1, 1), 230, dtype=torch.uint8)
     monkeypatch.setattr(infer, "BATCH", 500)
     u = found(image, draws=500)[0].double()

@@ -127,10 +127,10 @@ def test_a_score_depends_on_the_image_alone(tower):
 
 def test_draws_are_averaged(tower):
     prior, settings = make(tower)
-    images = grey(6)
-    many = [Scorer(prior, settings, draws=d, seed=s)(images)[:, 0] for d in (1, 16) for s in range(8)]
-    spread = [torch.stack(part).std(0).mean() for part in (many[:8], many[8:])]
-    assert spread[1] < 0.5 * spread[0]  # a quarter, in the mean
+    images = grey(3)
+    many = [Scorer(prior, settings, draws=d, seed=s)(images)[:, 0] for d in (1, 9) for s in range(6)]
+    spread = [torch.stack(part).std(0).mean() for part in (many[:6], many[6:])]
+    assert spread[1] < 0.6 * spread[0]  # a third, in the mean
 
 
 def test_what_a_scorer_refuses(tower):
