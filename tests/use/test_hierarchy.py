@@ -244,6 +244,18 @@ def test_a_resample_is_the_same_at_any_batch_size_and_number(vivid, kind, given)
     assert min((pictures[:, i] - pictures[:, j]).abs().max() for i in range(4) for j in range(i)) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ON_A_GENERATOR)
+def test_only_the_layers_of_a_part_are_drawn_again(vivid, monkeypatch, kind):
+    prior, decoded = make(vivid, kind, steps=1), []
+    monkeypatch.setattr(vivid, "images", lambda u: decoded.append(u) or torch.zeros(len(u), 1, 8, 8))
+    parts = [[3], [2], [2, 1]]
+    hierarchy.draw(prior, parts, 2, 2)
+    base, *resampled = decoded
+    for u, part in zip(resampled, parts, strict=True):
+        for l, (a, b) in enumerate(zip(vivid.split(u), vivid.split(base.repeat_interleave(2, 0)), strict=True)):
+            assert torch.equal(a, b) == (vivid.layer_number(l) not in part)
+
+
 def test_bases_are_the_samples_of_the_seed(vivid):
     prior = make(vivid)
     drawn = hierarchy.draw(prior, [[1]], 3, 1, seed=7, temperature=0.8, steps=1)
