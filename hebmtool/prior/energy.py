@@ -145,7 +145,7 @@ class Energy(nn.Module):
 
     Arguments:
         generator: only its shapes and precision are used, and draws of its states for standardising them.
-        outputs: numbers that each f_i gives: 1, or one per class (`hebmtool.labels`).
+        outputs: numbers that each f_i gives: 1, or one per class (`hebmtool.prior.labels`).
         chosen: list indices of the layers that have an f_i; all by default.
     """
 
