@@ -101,19 +101,20 @@ def train_prior(
     if readjust_bn and not settings.train_prior.readjust_bn:
         own = {"readjust_bn": readjust_bn, "readjust_temperature": readjust_temperature}
         settings = read_recipe(settings, {f"train_prior.{key}": value for key, value in own.items()})
+    runs = Path(runs)
+    if not settings.one_stage and not (runs / settings.name).is_dir():
+        word = recipe if isinstance(recipe, str | Path) else settings.name
+        raise HebmError(f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {word}`")
     from hebmtool.compute import pick_device
     from hebmtool.judge.trained import Judge
 
-    where, runs = pick_device(device), Path(runs)
+    where = pick_device(device)
     judge = Judge(settings, where)
     if settings.one_stage:
         return _one_stage(settings, runs, judge, resume)
     from hebmtool.train.labels import train_labels
     from hebmtool.train.prior import train_prior as train
 
-    if not (runs / settings.name).is_dir():
-        word = recipe if isinstance(recipe, str | Path) else settings.name
-        raise HebmError(f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {word}`")
     with Run.open(runs / settings.name, runs).lock() as run:
         run.require_generator()
         closure = None
