@@ -44,7 +44,7 @@ SKIPPED = {
     "pip install": "installs the package, and runs these tests",
 }
 FEW = 1  # examples of a command that always run
-LONG = ("demo", "diagnose")  # commands of minutes, however small the world
+LONG = ("diagnose",)  # takes minutes, however small the world
 MNIST = [
     *DIGITS,
     *("name=mnist", "generator.layers_per_scale=3", "generator.latent_channels=1", "generator.encoder_channels=4"),
