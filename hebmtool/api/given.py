@@ -10,10 +10,9 @@ from hebmtool import data
 from hebmtool.data import anywhere, masks
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator
-from hebmtool.noise import derive_seed
 from hebmtool.prior.labels import CLASS
 from hebmtool.recipe import Recipe
-from hebmtool.use import hierarchy, reconstruct
+from hebmtool.use import hierarchy
 from hebmtool.use.controllable import Wish, parse
 
 Images = Tensor | str | Path | Iterable[str | Path]
@@ -71,9 +70,10 @@ def named_images(
         test = data.load(recipe.data, "test")
         which = range(min(n, len(test)))
         return [f"test#{i}" for i in which], test.batch(which)
-    if not isinstance(images, Tensor):
-        return reconstruct.read(paths_of(images), recipe, tuple(shape), failed, fit)
-    names, pixels = zip(*read(images, recipe, shape, failed, fit), strict=True)
+    found = list(read(images, recipe, shape, failed, fit))
+    if not found:
+        raise HebmError("no image is left to work on; give images of the run's size, or have them fitted to it")
+    names, pixels = zip(*found, strict=True)
     return list(names), torch.stack(pixels)
 
 
@@ -86,12 +86,8 @@ def as_read(images: Images, recipe: Recipe, generator: Generator, seed: int) -> 
     """Images as the generator reads them, [N, C, H, W] in [0, 1]; a file's may be brought to its shape."""
     if not isinstance(images, Tensor):
         return hierarchy.read_images(list(paths_of(images)), recipe, generator, seed)
-    x = []
-    for i, (_, image) in enumerate(read(images, recipe, generator.image_shape, raised, fit=False)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "prepare", i))
-            x.append(data.prepare(image[None], recipe.data, generator.likelihood.read, train=False))
-    return torch.cat(x)
+    pixels = [image for _, image in read(images, recipe, generator.image_shape, raised, fit=False)]
+    return hierarchy.prepared(torch.stack(pixels), recipe.data, generator, seed)
 
 
 def hidden_pixels(mask: str | Path | Tensor, shape: Sequence[int], seed: int, n: int) -> Tensor:

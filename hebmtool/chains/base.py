@@ -96,7 +96,6 @@ class Chain(ABC):
         """What divides F in the log density, [N], at levels t [N]."""
         return torch.ones(len(t), device=t.device)
 
-    @abstractmethod
     def __call__(
         self,
         slope: Slope,
@@ -118,8 +117,9 @@ class Chain(ABC):
             K: steps.
             held: coordinates kept at given values; the others then follow their conditional.
         """
+        a, sigma = schedule.conditional(t)
+        return self.draw(watched(slope, watch), u_next, a, sigma, schedule, t, K, eps, tau, held)
 
-    @abstractmethod
     def refine(
         self,
         slope: Slope,
@@ -132,6 +132,29 @@ class Chain(ABC):
         watch: Watch | None = None,
     ) -> Tensor:
         """K more steps from u_0 [N, D] on p(u_0) ~ exp(F(u_0) / scale) N(u_0; 0, I) itself, level 0's marginal."""
+        t, one = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device), u_0.new_ones(len(u_0), 1)
+        return self.draw(watched(slope, watch), u_0, 0 * one, one, schedule, t, K, eps, tau, held, u_0)
+
+    @abstractmethod
+    def draw(
+        self,
+        slope: Slope,
+        u_next: Tensor,
+        a: Tensor,
+        sigma: Tensor,
+        schedule: Levels,
+        t: Tensor,
+        K: int,
+        eps: Eps,
+        tau: float,
+        held: Held | None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """K steps on exp(F / scale) N(u; a u_next, sigma^2), F being level t's: what both of the above come to.
+
+        Arguments:
+            start: u_0 to go on from, [N, D], where the Gaussian is level 0's marginal; the chain's own start when None.
+        """
 
 
 def make_chain(config: recipes.Prior) -> Chain:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from hebmtool import recipe as recipes
-from hebmtool.chains.base import Chain, Eps, Held, Levels, Slope, Watch, hold, watched
+from hebmtool.chains.base import Chain, Eps, Held, Levels, Slope, hold
 
 
 @torch.no_grad()
@@ -133,35 +133,9 @@ class Published(Chain, word="langevin"):
         growth = torch.where(torch.arange(len(sbar)) == 0, 1.0, sbar / sbar[0])
         return (self.eta * growth * schedule.sigma[1:].square()).float().to(t.device)[t]
 
-    def __call__(
-        self,
-        slope: Slope,
-        u_next: Tensor,
-        schedule: Levels,
-        t: Tensor,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
+    def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
         b = self.scale(schedule, t).sqrt()[:, None]
-        return langevin(watched(slope, watch), u_next, *schedule.conditional(t), b, K, eps, tau, held)
-
-    def refine(
-        self,
-        slope: Slope,
-        u_0: Tensor,
-        schedule: Levels,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        b = self.scale(schedule, torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)).sqrt()[:, None]
-        one = torch.ones_like(b)
-        return langevin(watched(slope, watch), u_0, 0 * one, one, b, K, eps, tau, held)
+        return langevin(slope, u_next, a, sigma, b, K, eps, tau, held, start)
 
 
 class GaussianExact(Chain):
@@ -186,36 +160,11 @@ class GaussianExact(Chain):
     ) -> Tensor:
         """K steps on exp(F) N(u; m, sigma^2), the weight of F's gradient in a step being `shorter` times as much."""
 
-    def __call__(
-        self,
-        slope: Slope,
-        u_next: Tensor,
-        schedule: Levels,
-        t: Tensor,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        a, sigma = schedule.conditional(t)
-        return self.run(watched(slope, watch), a * u_next, sigma, 1.0, K, eps, tau, held)
-
-    def refine(
-        self,
-        slope: Slope,
-        u_0: Tensor,
-        schedule: Levels,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        _, sigma = schedule.conditional(torch.zeros(1, dtype=torch.long, device=u_0.device))
-        shorter = float(sigma.square().sum()) or 1.0
-        one = torch.ones(len(u_0), 1, device=u_0.device)
-        return self.run(watched(slope, watch), 0 * u_0, one, shorter, K, eps, tau, held, u_0)
+    def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
+        shorter = 1.0
+        if start is not None:
+            shorter = float(schedule.conditional(t[:1])[1].square().sum()) or 1.0
+        return self.run(slope, a * u_next, sigma, shorter, K, eps, tau, held, start)
 
 
 @dataclass(frozen=True)

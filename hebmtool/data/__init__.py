@@ -13,7 +13,7 @@
 from hebmtool.data.anywhere import given_sets, read
 from hebmtool.data.arrays import read_array
 from hebmtool.data.decode import ENDINGS, fit_to, paths_in, read_image
-from hebmtool.data.images import Images, batch_indices, order, prepare
+from hebmtool.data.images import Images, batch_indices, order, prepare, prepare_each
 from hebmtool.data.sources import SOURCES, load, source
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "order",
     "paths_in",
     "prepare",
+    "prepare_each",
     "read",
     "read_array",
     "read_image",

@@ -1,6 +1,6 @@
 """A set of images, the order in which updates see them, and what the model reads of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -92,6 +92,19 @@ def prepare(batch: Tensor, data: recipe.Data, read: Callable[[Tensor, int], Tens
         mirrored = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
         batch = torch.where(mirrored, batch.flip(-1), batch)
     return read((batch >> (8 - data.bits)).float(), data.bits)
+
+
+def prepare_each(
+    images: Tensor, seeds: Iterable[int], data: recipe.Data, read: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """`prepare` for testing, image by image, each by a seed of its own: what it draws is the same wherever the image
+    stands.  torch's random state is put back."""
+    x = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images, seeds, strict=True):
+            torch.manual_seed(seed)
+            x.append(prepare(image[None], data, read, train=False))
+    return torch.cat(x)
 
 
 def order(n: int, seed: int, epoch: int) -> Tensor:

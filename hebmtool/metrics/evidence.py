@@ -39,7 +39,6 @@ from torch import Tensor
 from hebmtool import data
 from hebmtool.chains.metropolis import Density, Move, step_size
 from hebmtool.console import progress
-from hebmtool.generator import Generator
 from hebmtool.metrics.figures import Figure
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import Gaussian, Prior
@@ -107,7 +106,8 @@ def weigh(prior: Prior, images: data.Images, recipe: Recipe, n: int, draws: int,
     device, parts = generator.device, []
     with progress("weighing posterior draws", n) as bar:
         for indices in torch.arange(n).split(BATCH):
-            x = _read(generator, images, indices, recipe, seed).to(device)
+            seeds = [derive_seed(seed, "read", i) for i in indices.tolist()]
+            x = data.prepare_each(images.batch(indices), seeds, recipe.data, generator.likelihood.read).to(device)
             noise = Noise(derive_seed(seed, "weigh"), indices.tolist(), generator.D, device)
             log_px, log_ratio, tilt, kl, u = [], [], [], 0.0, None
             for _ in range(draws):
@@ -121,15 +121,6 @@ def weigh(prior: Prior, images: data.Images, recipe: Recipe, n: int, draws: int,
             parts.append([torch.stack(p, 1).double().cpu() for p in (log_px, log_ratio, tilt)] + [kl.cpu(), u])
             bar.advance(len(indices))
     return Weights(*(torch.cat(p) for p in zip(*parts, strict=True)))
-
-
-def _read(generator: Generator, images: data.Images, indices: Tensor, recipe: Recipe, seed: int) -> Tensor:
-    x = []
-    with torch.random.fork_rng(devices=[]):
-        for i in indices.tolist():
-            torch.manual_seed(derive_seed(seed, "read", i))
-            x.append(data.prepare(images.batch([i]), recipe.data, generator.likelihood.read, train=False))
-    return torch.cat(x)
 
 
 # The normaliser -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hebmtool import data, picture
+from hebmtool import recipe as recipes
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator
@@ -108,18 +109,22 @@ def read_images(paths: Sequence[str | Path], recipe: Recipe, generator: Generato
     channels, height, width = generator.image_shape
     shape = {"channels": channels} | ({"size": height} if height == width else {})
     config = recipe.data.model_copy(update=shape)
-    x = []
-    for i, path in enumerate(paths):
+    images = []
+    for path in paths:
         image = data.read_image(path, config)
         if tuple(image.shape) != generator.image_shape:
             raise HebmError(
                 f"{path} is {image.shape[2]}x{image.shape[1]} pixels, but the generator's images are {width}x{height}; "
                 "resize it"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "prepare", i))
-            x.append(data.prepare(image[None], config, generator.likelihood.read, train=False))
-    return torch.cat(x)
+        images.append(image)
+    return prepared(torch.stack(images), config, generator, seed)
+
+
+def prepared(images: Tensor, config: recipes.Data, generator: Generator, seed: int) -> Tensor:
+    """uint8 [N, C, H, W] as the generator reads them, image i of the seed alike whatever the others."""
+    seeds = [derive_seed(seed, "prepare", i) for i in range(len(images))]
+    return data.prepare_each(images, seeds, config, generator.likelihood.read)
 
 
 @dataclass

@@ -130,12 +130,7 @@ class Inference:
     def _as_read(self, images: Tensor, codes: list[int]) -> Tensor:
         """Pixels as the likelihood wants them; for binary ones the probabilities of ink, whose log-likelihood is the
         mean over draws."""
-        read, x = self.prior.generator.likelihood.read_grey, []
-        with torch.random.fork_rng(devices=[]):
-            for image, code in zip(images, codes, strict=True):
-                torch.manual_seed(code)
-                x.append(data.prepare(image[None], self.recipe.data, read, train=False))
-        return torch.cat(x)
+        return data.prepare_each(images, codes, self.recipe.data, self.prior.generator.likelihood.read_grey)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 MSE = mean (x - x')^2,  x in [0, 1];     PSNR = -10 log10 MSE  (dB)
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from hebmtool import picture
-from hebmtool.data import anywhere
-from hebmtool.errors import HebmError
-from hebmtool.recipe import Recipe
 from hebmtool.use.infer import Inference
 
 SHOWN = 16
@@ -38,29 +34,6 @@ def errors(images: Tensor, originals: Tensor, hidden: Tensor | None = None) -> E
     weights = torch.ones_like(square) if hidden is None else hidden.flatten(1).double()
     mse = (square * weights).sum(1) / weights.sum(1)
     return Errors(mse, -10 * mse.log10())
-
-
-def read(
-    paths: Iterable[str],
-    recipe: Recipe,
-    shape: tuple[int, int, int],
-    failed: Callable[[HebmError], None],
-    fit: bool = False,
-) -> tuple[list[str], Tensor]:
-    """Names and images, uint8 [N, C, H, W], of image files, folders, .npz and .npy files.
-
-    Arguments:
-        failed: told of every file that cannot be read or, unless `fit`, is not of `shape`; it is passed over.
-        fit: bring them to `shape` instead.
-
-    Raises:
-        HebmError: nothing is left.
-    """
-    found = list(anywhere.read(paths, recipe, shape, failed, exact=not fit))
-    if not found:
-        raise HebmError("no image is left to work on; give images of the run's size, or have them fitted to it")
-    names, images = zip(*found, strict=True)
-    return list(names), torch.stack(images)
 
 
 @torch.no_grad()

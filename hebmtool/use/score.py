@@ -125,7 +125,8 @@ class Scorer:
         noise = Noise(derive_seed(self.seed, "score"), codes, generator.D, generator.device)
         total = torch.zeros(len(images), len(cuts), dtype=torch.float64)
         for draw in range(self.draws):
-            x = self._read(images, codes, draw)
+            seeds = [derive_seed(self.seed, "prepare", code, draw) for code in codes]
+            x = data.prepare_each(images, seeds, self.recipe.data, generator.likelihood.read).to(generator.device)
             posterior = generator.posterior(x, noise())
             if self.score == "energy":
                 found = self._energy(generator.latents(posterior.walk), noise, cuts)
@@ -137,14 +138,6 @@ class Scorer:
                 f"the {self.name} score of an image is not finite; use the scheme inference, or another prior"
             )
         return total / self.draws
-
-    def _read(self, images: Tensor, codes: Sequence[int], draw: int) -> Tensor:
-        x = []
-        with torch.random.fork_rng(devices=[]):
-            for image, code in zip(images, codes, strict=True):
-                torch.manual_seed(derive_seed(self.seed, "prepare", code, draw))
-                x.append(data.prepare(image[None], self.recipe.data, self.prior.generator.likelihood.read, train=False))
-        return torch.cat(x).to(self.prior.generator.device)
 
     def _energy(self, u: Tensor, noise: Noise, cuts: Sequence[int]) -> Tensor:
         """S_{>k} at u, or at what the diffusion makes of it."""
