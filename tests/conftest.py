@@ -5,6 +5,7 @@ tiny        a folder of runs trained once a session and read by all: `digits`, t
 copied      a copy of that folder, to change
 hebm        the command in this process
 child       a process of a test's own, on one thread and killed on the way out (`children.py`); `spawn` is the command
+imgs        a folder of images of other sizes than the tiny run's, a damaged one among them
 generator   a tiny frozen tower with random weights; `make_generator` makes others
 cleanfid    clean-fid's own distance, to compare with
 
@@ -19,9 +20,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from children import Child
+from pictures import grey
+from PIL import Image
 from tiny import train_digits, train_flow_run
 
 from hebmtool import recipe
@@ -134,6 +138,24 @@ def child() -> Iterator[Callable[..., Child]]:
 def spawn(child) -> Callable[..., Child]:
     """Start the command in a process of its own: `spawn("train-vae", "digits", **options)`."""
     return lambda *arguments, **options: child(sys.executable, "-m", "hebmtool", *arguments, **options)
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imgs(tmp_path):
+    """Three images in nested folders, a damaged one, an .npz and an .npy; none of the run's size but one."""
+    folder = tmp_path / "imgs"
+    (folder / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(grey(1)[0, 0].numpy()).save(folder / "a.png")
+    colour = grey(1, (3, 20, 31))[0].permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(colour).save(folder / "deep" / "b.jpg")
+    Image.fromarray(grey(1, (1, 5, 9))[0, 0].numpy()).save(folder / "deep" / "er" / "c.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    np.savez(tmp_path / "set.npz", images=grey(2, (3, 16, 16)).permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "set.npy", grey(3)[:, 0].numpy())
+    return folder
 
 
 # Generators, and what to compare with ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -11,6 +12,11 @@ def picture(height, width, channels=3, seed=0):
     """uint8 [H, W, C], or [H, W] for one channel."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return pixels[..., 0] if channels == 1 else pixels
+
+
+def grey(n, shape=(1, 8, 8), seed=0):
+    """n images of noise, uint8 [n, C, H, W]."""
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
 
 
 def write(path, pixels, **options):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny import DIGITS, options
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -17,24 +18,6 @@ from hebmtool.prior import KINDS, OBJECTIVES, Prior, objective
 from hebmtool.prior.base import at
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import words
-
-SETTINGS = {
-    "name": "digits",
-    "generator.layers_per_scale": 1,
-    "generator.latent_channels": 2,
-    "generator.encoder_channels": 16,
-    "generator.decoder_channels": 8,
-    "generator.preprocess_cells": 1,
-    "generator.postprocess_cells": 1,
-    "data.test_fraction": 0.03,
-    "train_vae.iterations": 5,
-    "train_vae.batch_size": 8,
-    "prior.energy.width": 4,
-    "prior.steps": 2,
-    "train_prior.iterations": 5,
-    "train_prior.batch_size": 8,
-    "evaluate.samples": 24,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,8 +114,8 @@ def added():
 
 
 def settings(**keys) -> list[str]:
-    named = SETTINGS | {key.replace("__", "."): value for key, value in keys.items()}
-    return [part for key, value in named.items() for part in ("--set", f"{key}={value}")]
+    named = [f"{key.replace('__', '.')}={value}" for key, value in keys.items()]
+    return options([*DIGITS, "data.test_fraction=0.03", *named])
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +179,12 @@ def test_a_chain_is_learned_with_and_chosen_at_use(run, root, tmp_path):
     keys = settings(generator__likelihood="laplace", prior__chain="euler", prior__objective="recovery", prior__h=0.1)
     run("train-prior", "digits", "--runs", root, *keys)
     grid = ["--run", root / "digits", "--prior", "diffusion-ebm", "-n", 2]
-    for name, options in {
+    for name, chosen_by in {
         "own": [],
         "chosen": ["--chain", "euler", "--h", 0.1],
         "other": ["--chain", "underdamped"],
     }.items():
-        run("sample", *grid, *options, "--out", tmp_path / f"{name}.npz")
+        run("sample", *grid, *chosen_by, "--out", tmp_path / f"{name}.npz")
     own, chosen, other = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("own", "chosen", "other"))
     assert (own == chosen).all() and (own != other).any()
     run("diagnose", root / "digits", "--prior", "diffusion-ebm", "--only", "chains", "--steps", 2, "--json")

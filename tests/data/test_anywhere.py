@@ -2,33 +2,14 @@
 
 import tracemalloc
 
-import numpy as np
 import pytest
 import torch
+from pictures import grey
 from PIL import Image
 
 from hebmtool import data, recipe
 from hebmtool.data import anywhere
 from hebmtool.data.decode import fit
-
-
-def grey(n, shape=(1, 8, 8), seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
-
-
-@pytest.fixture
-def imgs(tmp_path):
-    """Three images in nested folders, a damaged one, an .npz and an .npy; none of the run's size but one."""
-    folder = tmp_path / "imgs"
-    (folder / "deep" / "er").mkdir(parents=True)
-    Image.fromarray(grey(1)[0, 0].numpy()).save(folder / "a.png")
-    colour = grey(1, (3, 20, 31))[0].permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(colour).save(folder / "deep" / "b.jpg")
-    Image.fromarray(grey(1, (1, 5, 9))[0, 0].numpy()).save(folder / "deep" / "er" / "c.png")
-    (folder / "bad.png").write_bytes(b"no image")
-    np.savez(tmp_path / "set.npz", images=grey(2, (3, 16, 16)).permute(0, 2, 3, 1).numpy())
-    np.save(tmp_path / "set.npy", grey(3)[:, 0].numpy())
-    return folder
 
 
 def test_read_takes_files_folders_and_arrays(imgs, tmp_path):

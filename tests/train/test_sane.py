@@ -4,20 +4,17 @@ import json
 
 import pytest
 import torch
+from tiny import DIGITS
+from tiny import options as tiny_options
 
 from hebmtool import picture, recipe
 from hebmtool.errors import HebmError
 from hebmtool.run import checkpoint
 
-SETTINGS = [
-    *("generator.layers_per_scale=1", "generator.latent_channels=2", "generator.encoder_channels=16"),
-    *("generator.decoder_channels=8", "generator.preprocess_cells=1", "generator.postprocess_cells=1"),
-    *("train_vae.iterations=6", "train_vae.batch_size=8", "train_vae.save_every=1", "train_vae.lr_warmup=0"),
-]
-
 
 def options(*more: str) -> list[str]:
-    return [word for each in (*SETTINGS, *more) for word in ("--set", each)]
+    changed = ["train_vae.iterations=6", "train_vae.batch_size=8", "train_vae.save_every=1", "train_vae.lr_warmup=0"]
+    return tiny_options([*DIGITS, *changed, *more])
 
 
 @pytest.mark.parametrize("rate", ["1e10", "1e30"])
