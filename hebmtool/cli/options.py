@@ -103,7 +103,7 @@ def load(name: str | None, runs: Path, prior: str | None, device: str, fast: boo
 # Completion -----------------------------------------------------------------------------------------------------------
 
 
-def _recipes(incomplete: str) -> list[str]:
+def recipe_names(incomplete: str) -> list[str]:
     from hebmtool import recipe
 
     return starting(list(recipe.names()), incomplete)
@@ -131,7 +131,7 @@ Recipe = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="A YAML file, or the name of a built-in recipe (see `hebm recipes`).",
-        autocompletion=_recipes,
+        autocompletion=recipe_names,
     ),
 ]
 Overrides = Annotated[

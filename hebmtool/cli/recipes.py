@@ -1,8 +1,14 @@
-"""Commands about the recipes that come with the package."""
+"""Commands about recipes: those that come with the package, their keys, and one's own."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hebmtool.cli import options
+from hebmtool.console import note
+from hebmtool.errors import HebmError
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
 
@@ -38,3 +44,87 @@ def show(name: Annotated[str, typer.Argument(help="A built-in recipe.")]) -> Non
     from hebmtool import recipe
 
     print(recipe.text(name), end="")
+
+
+@app.command()
+def keys(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PATTERN", help="Part of a name or description; a regular expression.", show_default="every key"
+        ),
+    ] = None,
+    as_json: options.JsonLines = False,
+) -> None:
+    """List the keys a recipe has, one a line: name, tab, default, tab, what it takes, tab, what it is for.
+
+    Examples:
+
+        hebm recipes keys lr
+        hebm recipes keys '^prior[.]' --json
+    """
+    from hebmtool import recipe
+
+    for key in recipe.keys(pattern):
+        print(json.dumps(key.as_dict()) if as_json else key)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Names the recipe, its file NAME.yaml, and its runs.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="RECIPE", help="A built-in recipe, or a file.", autocompletion=options.recipe_names
+        ),
+    ] = "digits",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Write NAME.yaml, a copy of another recipe under its own name, to be changed. Prints the file.
+
+    Examples:
+
+        hebm recipes new cats --from cifar10-small
+    """
+    from hebmtool import files, recipe
+
+    text, path = recipe.named(name, base), Path(f"{name}.yaml")
+    if path.exists() and not force:
+        raise HebmError(f"the file {path} exists; choose another name, or add --force")
+    files.write_bytes(path, text.encode())
+    note(f"train it with `hebm train-vae {path}`")
+    print(path)
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Files, or built-in recipes.")],
+    overrides: options.Overrides = None,
+) -> None:
+    """Read recipes as a training would, and train nothing: a line for each, recipe, tab, name.
+
+    A mistake is told in a sentence that names the key, what was found and what it takes; the exit status is then 2.
+
+    Examples:
+
+        hebm recipes check recipes/*.yaml
+    """
+    from hebmtool import recipe
+
+    for each in recipes:
+        print(f"{each}\t{recipe.load(each, overrides or []).name}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, by which editors complete keys and mark mistakes.
+
+    In VS Code, with the YAML extension: `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line.
+
+    Examples:
+
+        hebm recipes schema > recipe.schema.json
+    """
+    from hebmtool import recipe
+
+    print(json.dumps(recipe.schema(), indent=2))

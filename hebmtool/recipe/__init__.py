@@ -1,10 +1,12 @@
 """What is trained on what, and how: one YAML file, validated, overridable, saved with the run.
 
 `schema` says which keys there are, their bounds and what they mean; `load` reads and writes YAML and applies overrides;
-`mistakes` says in a sentence what a user wrote wrong.  A key is added in `schema` alone.  Nothing here imports torch.
+`mistakes` says in a sentence what a user wrote wrong; `keys` lists the keys there are.  A key is added in `schema`
+alone.  Nothing here imports torch.
 """
 
-from hebmtool.recipe.load import dump, from_dict, load, names, text
+from hebmtool.recipe.keys import Key, keys, schema
+from hebmtool.recipe.load import dump, from_dict, load, named, names, text
 from hebmtool.recipe.schema import (
     CELL_ROLES,
     Data,
@@ -25,13 +27,17 @@ __all__ = [
     "Evaluate",
     "Flow",
     "Generator",
+    "Key",
     "Prior",
     "Recipe",
     "TrainPrior",
     "TrainVae",
     "dump",
     "from_dict",
+    "keys",
     "load",
+    "named",
     "names",
+    "schema",
     "text",
 ]

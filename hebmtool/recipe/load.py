@@ -1,6 +1,7 @@
 """Recipes read from YAML and written to it; the built-in ones; overrides."""
 
 import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,20 @@ def text(name: str) -> str:
         if path.stem == name:
             return path.read_text("utf-8")
     raise UsageError(f"no built-in recipe is named {show(name)}; there are {', '.join(names())}{_near(name)}")
+
+
+def named(name: str, source: str | Path) -> str:
+    """The YAML of the recipe `source` (a file, or a built-in one) under another name, its comments as they are.
+
+    Raises UsageError when `source` is no recipe, or `name` cannot name one.
+    """
+    whole = _read(source)
+    load(source, [f"name={json.dumps(name)}"])
+    line = f"name: {name}"
+    if _parse(line, name) != {"name": name}:  # a name such as 2024 or null
+        line = f"name: {json.dumps(name)}"
+    renamed, times = re.subn(r"(?m)^name:.*$", line, whole, count=1)
+    return renamed if times else f"{line}\n\n{whole}"
 
 
 def load(source: str | Path | Mapping, overrides: Sequence[str] = ()) -> Recipe:

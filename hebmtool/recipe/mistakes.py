@@ -23,17 +23,17 @@ def sentence(mistake: Mapping[str, Any], tree: Mapping, owner: type[BaseModel]) 
             full = ".".join(str(key) for key in path[:depth])
             return f"unknown key {full}; {part} the keys {keys_of(owner)}{did_you_mean(key, owner.model_fields)}"
         tree = tree[key]
-        if not _is_part(field) or depth == len(path):
+        if not is_part(field) or depth == len(path):
             break
         owner = field.annotation
     words = _words(field)
     near = did_you_mean(tree, words) if isinstance(tree, str) and all(isinstance(word, str) for word in words) else ""
-    return f"{'.'.join(path[:depth])} is {show(tree)}, but must be {_allowed(field)}{near}"
+    return f"{'.'.join(path[:depth])} is {show(tree)}, but must be {allowed(field)}{near}"
 
 
-def _allowed(field: FieldInfo) -> str:
+def allowed(field: FieldInfo) -> str:
     """The values a key takes: "a whole number of at least 2"."""
-    if _is_part(field):
+    if is_part(field):
         return f"a mapping with the keys {keys_of(field.annotation)}"
     return " or ".join(sorted(_phrases(field), key=lambda phrase: phrase != "null"))
 
@@ -84,7 +84,7 @@ def _kinds(field: FieldInfo) -> tuple[Any, ...]:
     return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
 
 
-def _is_part(field: FieldInfo) -> bool:
+def is_part(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 

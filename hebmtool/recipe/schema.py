@@ -60,7 +60,7 @@ class Data(Part):
             )
         return missing
 
-    @field_validator("attributes", mode="before")
+    @field_validator("attributes", mode="before", json_schema_input_type=dict[str, list[str | int]])
     @classmethod
     def _classes_by_name(cls, attributes: Any) -> Any:
         # A class called 3 may be written as a number.
@@ -74,7 +74,7 @@ class Data(Part):
             return {k: [str(c) for c in v] if isinstance(v, list) else v for k, v in attributes.items()}
         return attributes
 
-    @field_validator("exclude", mode="before")
+    @field_validator("exclude", mode="before", json_schema_input_type=list[str | int])
     @classmethod
     def _named_by_numbers(cls, exclude: Any) -> Any:
         return [str(c) for c in exclude] if isinstance(exclude, list) else exclude
@@ -228,7 +228,7 @@ class Prior(Part):
         None, min_length=1, description="layers coupled to labels (1 = bottom); none couples all"
     )
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", mode="before", json_schema_input_type=list[str] | str)
     @classmethod
     def _one_word_is_a_list(cls, labels: Any) -> Any:
         return [labels] if isinstance(labels, str) else labels

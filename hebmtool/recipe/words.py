@@ -8,10 +8,10 @@ recipe has a word unknown so far.
 
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError
 
 PLUGINS = "hebmtool"
 
@@ -36,6 +36,10 @@ class Words:
         if word not in self._words:
             raise PydanticCustomError("unknown_word", "unknown word")
         return word
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        _load_plugins()
+        return handler(core) | {"enum": list(self)}
 
     @property
     def type(self) -> object:

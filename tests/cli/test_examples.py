@@ -3,6 +3,7 @@
 Only the world around it is small.  A command runs in a folder of its own where the names it uses mean something:
 
     mnist, digits, mnist-flow, recipes/mnist.yaml       recipes of a few updates on mnist.npz, as files
+    cats.yaml                                           another, as a file
     mnist.npz                                           some of the embedded digits
     runs/mnist                                          six layers, both EBMs, four labels, kept figures; the newest run
     runs/published, runs/church                         copies of it
@@ -118,7 +119,8 @@ def write_recipes(root: Path) -> None:
         ("mnist-flow", "digits-flow", [*FLOW, "name=mnist-flow"]),
     ):
         (root / name).write_text(recipe.dump(recipe.load(base, [*overrides, *DATA])))
-    shutil.copy(root / "mnist", root / "recipes" / "mnist.yaml")
+    for copy in ("recipes/mnist.yaml", "cats.yaml"):
+        shutil.copy(root / "mnist", root / copy)
 
 
 def write_images(root: Path) -> None:
@@ -170,8 +172,10 @@ def here(world, tmp_path, monkeypatch) -> Path:
 
 
 def make_room(words: list[str]) -> None:
-    """Take away what a command that trains is to make."""
+    """Take away what a command is to make."""
     command, *arguments = words
+    if command == "recipes" and arguments[0] == "new":
+        Path(f"{arguments[1]}.yaml").unlink()
     if command == "import-nvae":
         shutil.rmtree(arguments[arguments.index("--out") + 1])
     if command not in ("train-vae", "train-prior"):

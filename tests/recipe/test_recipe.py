@@ -23,7 +23,7 @@ CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 def fields(part=recipe.Recipe, path=""):
     for name, field in part.model_fields.items():
         yield path + name, field
-        if mistakes._is_part(field):
+        if mistakes.is_part(field):
             yield from fields(field.annotation, f"{path}{name}.")
 
 
@@ -144,7 +144,7 @@ def test_every_key_has_a_description_a_default_and_a_sentence_of_what_is_allowed
     assert field.description
     assert not field.is_required()
     if path != "generator.cells":  # which has checks of its own
-        assert mistakes._allowed(field)
+        assert mistakes.allowed(field)
 
 
 def test_the_defaults_are_a_valid_recipe():
