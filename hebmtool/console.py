@@ -1,20 +1,74 @@
-"""What a person sees while something runs: notes and progress bars, on stderr, bars only on a terminal."""
+"""What a person sees while something runs: notes and progress bars, on stderr, bars only on a terminal.
 
+All of it is best effort: a stderr that is full, closed, or a pipe whose reader has gone stops no work.
+"""
+
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-stderr = Console(stderr=True, highlight=False)
+
+class BestEffort:
+    """A stream whose failures nobody hears of: by default stderr, whatever that is at the moment."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._given = stream
+
+    @property
+    def _stream(self) -> TextIO | None:
+        # While a bar is shown, rich stands in sys.stderr's place, and writes to its own console.
+        return self._given or getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def rich_proxied_file(self) -> "BestEffort":
+        """What rich writes to."""
+        return self
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # Python's word for a closed file is ValueError
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+stderr = Console(file=BestEffort(), highlight=False)
+
+
+def protect() -> None:
+    """For a whole process: whatever library writes to stderr, best effort; and where a standard stream is closed, no
+    file that is opened gets its number, to be written into by those who do not know."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, this one
+    if not isinstance(sys.stderr, BestEffort):
+        sys.stderr = BestEffort(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
 
 
 def note(text: str) -> None:
     """One line on stderr, as written."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    stderr.print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 class Bar:

@@ -1,6 +1,7 @@
 """What went wrong, in one line on stderr, and the exit status it means: 1 a failure, 2 a wrong request."""
 
 import os
+import select
 import sys
 
 import typer
@@ -24,7 +25,7 @@ def explain(error: BaseException, debug: bool) -> int:
             return 2
         note(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
         return error.exit_code
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and _unread_stdout():
         # The reader went away, as `head` does; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -40,6 +41,16 @@ def explain(error: BaseException, debug: bool) -> int:
     hint = "" if debug else "; run again with --debug for the traceback, and please report it"
     note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
     return 1
+
+
+def _unread_stdout() -> bool:
+    """Whether standard output is a pipe that nobody reads: other pipes break too, and that is a failure."""
+    watched = select.poll()
+    try:
+        watched.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):  # there is none, or none of the system's
+        return False
+    return bool(watched.poll(0))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from hebmtool.cli import draw, images, look, recipes, train
 from hebmtool.cli.failures import explain
-from hebmtool.console import stderr
+from hebmtool.console import protect, stderr
 
 COMMANDS = {
     "Train": (train.train_vae, train.train_prior, train.import_nvae, train.demo),
@@ -53,6 +53,7 @@ def _root(
 
 def main() -> None:
     """Entry point: run the command, turn every failure into one sentence and an exit status."""
+    protect()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -81,7 +81,7 @@ class Updates:
         show: show(step) draws pictures; not called after the last update, when there is more to say.
         kept: the checkpoint that sampling reads.  Where no update is left and it has them all, it is left as it is.
 
-    Raises, on iterating: `HebmError` when SIGINT or SIGTERM has stopped it, after saving.
+    Raises, on iterating: `HebmError` when a signal has stopped it, after saving.
     """
 
     def __init__(
@@ -247,8 +247,9 @@ def load_training(
 class StopSignals:
     """Lets a training loop end tidily: `with StopSignals() as stop: ... if stop.requested: save; break`.
 
-    The first SIGINT or SIGTERM only sets `requested` and keeps its name in `signal`; a SIGINT after that raises
-    KeyboardInterrupt.  The handlers found are put back on leaving.  Outside the main thread it does nothing.
+    The first SIGINT, SIGTERM or SIGHUP (a terminal that is closed; ignored where it was, as under nohup) only sets
+    `requested` and keeps its name in `signal`; a SIGINT after that raises KeyboardInterrupt.  The handlers found are
+    put back on leaving.  Outside the main thread it does nothing.
     """
 
     def __init__(self):
@@ -261,7 +262,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
