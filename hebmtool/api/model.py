@@ -14,6 +14,7 @@ from pathlib import Path
 from hebmtool.api import judging
 from hebmtool.api.drawing import Drawing
 from hebmtool.api.given import at_least
+from hebmtool.api.latents import Coding
 from hebmtool.api.looking import Looking
 from hebmtool.api.results import Diagnosed
 from hebmtool.compute import pick_device
@@ -69,7 +70,7 @@ def load(
     return Model(found, prior_in, precision)
 
 
-class Model(Drawing, Looking):
+class Model(Drawing, Looking, Coding):
     """A run's prior and generator, as `load` loads them.
 
     run: its folder.  recipe: what it was trained with.  prior: `hebmtool.prior.Prior`, over flat latents u [N, D].

@@ -229,6 +229,24 @@ class Reconstructed(Shown):
 
 
 @dataclass(repr=False)
+class Ways(Shown):
+    """names: of the images.  images: uint8 [N, C, H, W], between which the ways go.  made: [N - 1, points, C, H, W],
+    the points of each way from an image to the next, its ends included."""
+
+    prior: str
+    names: list[str]
+    images: Pictures
+    made: Pictures
+
+    def png(self) -> bytes:
+        return picture.to_png(self.made.picture())
+
+    def __repr__(self) -> str:
+        ways = f"{len(self.made)} way{'s' * (len(self.made) > 1)}"
+        return f"<{ways} of {self.made.shape[1]} points by the {self.prior} prior>"
+
+
+@dataclass(repr=False)
 class Inpainted(Shown):
     """names: of the images.  images: uint8 [N, C, H, W], with hidden: bool [N, 1, H, W].
     completions: uint8 [N, draws, C, H, W], and mean: theirs.  damaged: whether `images` are no originals."""

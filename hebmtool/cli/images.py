@@ -100,8 +100,8 @@ def ood_score(
     if auroc:
         _print_separation(model, model.auroc(ood or None, n, failed=unread, **how), sink, as_json)
     else:
-        named = _named(paths)
-        _print_scores(model.score_stream(named, batch_size=batch_size, failed=unread, **how), unread, as_json)
+        given = named(paths)
+        _print_scores(model.score_stream(given, batch_size=batch_size, failed=unread, **how), unread, as_json)
     unread.leave()
 
 
@@ -165,8 +165,8 @@ def reconstruct(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device), Unread()
-    named = _named(paths)
-    found = model.reconstruct(named, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
+    given = named(paths)
+    found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     sink = _write(found, found.made, sink, model, f"reconstruct-{found.prior}-seed{seed}.png")
     if sink.path is not None:
         for each in found.figures():
@@ -237,8 +237,8 @@ def inpaint(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device), Unread()
-    named = _named(paths)
-    found = model.inpaint(named, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
+    given = named(paths)
+    found = model.inpaint(given, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
     word = re.sub(r"[^\w.]", "-", Path(mask).stem if Path(mask).exists() else mask)
     name = f"inpaint-{found.prior}-{word}-seed{seed}.png"
     sink = _write(found, found.completions.flatten(0, 1), sink, model, name)
@@ -251,7 +251,7 @@ def inpaint(
     unread.leave()
 
 
-def _named(paths: list[str] | None) -> Iterator[str] | None:
+def named(paths: list[str] | None) -> Iterator[str] | None:
     """The paths, with those on standard input, one a line, in place of -."""
     if not paths:
         return None

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from hebmtool.cli import draw, images, look, recipes, train
+from hebmtool.cli import draw, images, latents, look, recipes, train
 from hebmtool.cli.failures import explain
 from hebmtool.console import protect, stderr
 
 COMMANDS = {
     "Train": (train.train_vae, train.train_prior, train.import_nvae, train.demo),
     "Use": (draw.sample, draw.hier_sample, draw.controllable, images.ood_score, images.reconstruct, images.inpaint),
+    "Latents": (latents.encode, latents.decode, latents.interpolate),
     "Look": (look.info, look.evaluate, look.compare, look.diagnose, images.flow_match, look.report),
 }
 """By the panel of the help they stand in, in order; a command's name is its function's."""

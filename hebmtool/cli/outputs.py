@@ -96,13 +96,16 @@ def picture(out: str | None, force: bool, command: str, stdout: bool = False) ->
 
 def page(out: str | None, force: bool) -> Path | None:
     """Where a page of HTML goes; None where nothing is said."""
-    if out is None:
-        return None
+    return None if out is None else file(out, force, "report writes a page", ".html", ".htm")
+
+
+def file(out: str, force: bool, what: str, *endings: str) -> Path:
+    """Where a file goes that is no picture: with one of these endings, for the command does `what`."""
     path = Path(out)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out is '{out}'; report writes a page: give a .html")
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"--out is '{out}'; {what}: give a {endings[0]}")
     if path.is_dir():
-        raise HebmError(f"--out {out} is a folder; give a .html file")
+        raise HebmError(f"--out {out} is a folder; give a {endings[0]} file")
     if path.exists() and not force:
         raise HebmError(f"the file {out} exists; choose another for --out, or add --force")
     _make_folder(path.parent)

@@ -56,12 +56,15 @@ class Inference:
         steps: Langevin steps.  None: a flow model's own number; for a hierarchical run none for whole images, REFINE
             where pixels are hidden.
         seed: of every draw.
+        drawn: where a hierarchical run infers whole images without steps, draw from the posterior instead of taking its
+            mean.
     """
 
     prior: Prior
     recipe: Recipe
     steps: int | None = None
     seed: int = 0
+    drawn: bool = False
 
     def __call__(self, images: Tensor, hidden: Tensor | None = None, draws: int = 1) -> Tensor:
         """Latents, [N, draws, D]; for a hierarchical run's whole images without Langevin steps the posterior's mean.
@@ -116,7 +119,8 @@ class Inference:
     def _encode(self, x: Tensor, visible: Tensor | None, noise: Noise) -> Tensor:
         generator = self.prior.generator
         if visible is None:
-            return generator.encode(x, torch.zeros(len(x), generator.D, device=x.device))
+            eps = noise()[:, :-1] if self.drawn else torch.zeros(len(x), generator.D, device=x.device)
+            return generator.encode(x, eps)
         # Every draw starts from hidden pixels of its own.
         u = noise()[:, :-1]
         for _ in range(ROUNDS):

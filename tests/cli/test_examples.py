@@ -9,6 +9,7 @@ Only the world around it is small.  A command runs in a folder of its own where 
     runs/published, runs/church                         copies of it
     runs/mnist-flow                                     a flow run
     imgs/, cats/, a.png, dogs.npz, ...                  images of the run's size; a mask, feature networks, a checkpoint
+    latents.npz                                         of the run mnist
 
 and what a training is to make is taken away before it (`make_room`).  What is changed in a command is in `SHORTER`,
 what is not run, and why, in `SKIPPED`.  The whole takes minutes: `--slow` runs it.
@@ -156,6 +157,7 @@ def world(cache, tmp_path_factory) -> Path:
             api.evaluate(name)
         patch.setattr(classifier, "UPDATES", 5)  # of judges, which are kept in the run
         api.load("mnist").controllable(3, ["odd=1", "Smiling=1", "Male=1"], n=2)
+        api.load("mnist").encode(n=4).save(root / "latents.npz")
     for name in ("published", "church"):
         shutil.copytree(runs / "mnist", runs / name)
     for file in (runs / "mnist").iterdir():
@@ -176,6 +178,8 @@ def make_room(words: list[str]) -> None:
     command, *arguments = words
     if command == "recipes" and arguments[0] == "new":
         Path(f"{arguments[1]}.yaml").unlink()
+    if command == "encode":
+        Path("latents.npz").unlink()
     if command == "import-nvae":
         shutil.rmtree(arguments[arguments.index("--out") + 1])
     if command not in ("train-vae", "train-prior"):
