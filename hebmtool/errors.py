@@ -12,6 +12,8 @@ class HebmError(Exception):
     """
 
     exit_code = 1
+    everywhere = False
+    """Whether every process of a launch raises it."""
 
 
 class UsageError(HebmError):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import recipe
+from hebmtool import recipe, rows
 from hebmtool.errors import HebmError
 
 Split = Literal["train", "test"]
@@ -89,7 +89,7 @@ def prepare(batch: Tensor, data: recipe.Data, read: Callable[[Tensor, int], Tens
     if batch.dtype != torch.uint8:
         raise TypeError(f"images at rest are uint8, but these are {batch.dtype}")
     if train and data.flip:
-        mirrored = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
+        mirrored = rows.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
         batch = torch.where(mirrored, batch.flip(-1), batch)
     return read((batch >> (8 - data.bits)).float(), data.bits)
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hebmtool.generator.norm import BatchNorm
+
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.05
 RESIDUAL_SCALE = 0.1
@@ -169,7 +171,7 @@ class BNSwishConv(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kind: str):
         super().__init__()
-        self.bn = nn.BatchNorm2d(c_in, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.bn = BatchNorm(c_in, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.up = kind == "up"
         self.conv = Conv(c_in, c_out, 3, stride=2 if kind == "down" else 1)
 
@@ -192,7 +194,7 @@ class InvertedResidual(nn.Module):
         stride = 2 if kind == "down" else 1
 
         def bn(c: int) -> nn.Module:
-            return nn.BatchNorm2d(c, eps=BN_EPS, momentum=BN_MOMENTUM)
+            return BatchNorm(c, eps=BN_EPS, momentum=BN_MOMENTUM)
 
         self.up = kind == "up"
         self.bn_in = bn(c_in)

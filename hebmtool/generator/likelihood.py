@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hebmtool import recipe as recipes
+from hebmtool import rows
 from hebmtool.recipe import words
 
 # Beyond these raw values a latent's mean and log-scale saturate (NVAE, https://arxiv.org/abs/2007.03898).
@@ -95,7 +96,7 @@ class Bernoulli(Likelihood, word="bernoulli"):
     """Binary pixels, x ~ Bernoulli(v / (2^b - 1)); `mean` is the probability of a lit pixel, shown as grey."""
 
     def read(self, v: Tensor, bits: int) -> Tensor:
-        return torch.bernoulli(self.read_grey(v, bits))
+        return rows.bernoulli(self.read_grey(v, bits))
 
     def read_grey(self, v: Tensor, bits: int) -> Tensor:
         return v / (2**bits - 1)
@@ -129,7 +130,7 @@ class Gaussian(Likelihood, word="gaussian"):
 
     def read(self, v: Tensor, bits: int) -> Tensor:
         """x = (v + U(0, 1)) / 2^b: a density needs values that are not on a grid."""
-        return (v + torch.rand_like(v)) / 2**bits
+        return (v + rows.rand_like(v)) / 2**bits
 
     def parameters(self, channels: int) -> int:
         return 2 * channels

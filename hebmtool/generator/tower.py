@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
+from hebmtool import rows
 from hebmtool.errors import HebmError
 from hebmtool.generator.base import Generator, Posterior, TopDown
 from hebmtool.generator.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
@@ -222,7 +223,7 @@ class Tower(Generator):
 
         def choose(l: int, s: Tensor, raw: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             mu_q, sigma_q = self._posterior_parameters(l, seen[l], s, raw)
-            e = torch.randn_like(mu_q) if epsilon is None else epsilon[l]
+            e = rows.randn_like(mu_q) if epsilon is None else epsilon[l]
             z_q = mu_q + sigma_q * e
             z = self.flows[l](z_q)
             layer_kl = layer_ratio = log_normal(z_q, mu_q, sigma_q) - log_normal(z, mu, sigma)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hebmtool import recipe as recipes
+from hebmtool import rows
 from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
@@ -216,7 +217,7 @@ class JointEBM(EnergyPrior, kind="ebm"):
         super().__init__(generator, config, Schedule.joint())
 
     def pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return u_0, torch.randn_like(u_0), self._level(u_0, 0)
+        return u_0, rows.randn_like(u_0), self._level(u_0, 0)
 
     def stages(self, u_0: Tensor, eps: Eps) -> list[Tensor]:
         return [u_0, u_0]
@@ -247,7 +248,7 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
 
     def levels(self, n: int) -> Tensor:
         """Levels to learn on, long [n]: floor(T U^p), U uniform on [0, 1), p being `level_power`."""
-        return (self.T * torch.rand(n).pow(self.config.level_power)).long().clamp(max=self.T - 1)
+        return (self.T * rows.rand(n).pow(self.config.level_power)).long().clamp(max=self.T - 1)
 
     def trajectory(
         self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None

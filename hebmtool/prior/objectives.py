@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from hebmtool import rows
 from hebmtool.recipe import words
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def recovery(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor, dict
     prior.energy.advance()
     config = prior.config
     positive, u_next, t = prior.pairs(u_0)
-    negative = prior.negatives(u_next, t, lambda: torch.randn_like(u_0))
+    negative = prior.negatives(u_next, t, lambda: rows.randn_like(u_0))
     both = prior.F(torch.cat([positive, negative]), torch.cat([t, t]))
     F_positive, F_negative = both.chunk(2)
     scale = prior.scale(t)
@@ -77,7 +78,7 @@ def noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor
     """
     prior.energy.advance()
     positive, _, t = prior.pairs(u_0)
-    F_positive, F_negative, size = _contrasted(prior, positive, torch.randn_like(positive), t)
+    F_positive, F_negative, size = _contrasted(prior, positive, rows.randn_like(positive), t)
     loss = softplus(-F_positive).mean() + softplus(F_negative).mean()
     right = 0.5 * ((F_positive > 0).float().mean() + (F_negative < 0).float().mean())
     # The mean of F at the positives is the hole found so far, in nats.
@@ -96,8 +97,8 @@ def conditional_noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> 
     """
     prior.energy.advance()
     positive, _, t = prior.pairs(u_0)
-    rho = torch.rand(len(u_0), 1, device=u_0.device)
-    negative = rho * positive + (1 - rho.square()).sqrt() * torch.randn_like(positive)
+    rho = rows.rand(len(u_0), 1, device=u_0.device)
+    negative = rho * positive + (1 - rho.square()).sqrt() * rows.randn_like(positive)
     F_positive, F_negative, size = _contrasted(prior, positive, negative, t)
     gap = F_negative - F_positive
     figures = {"gap": gap.mean().item(), "accuracy": (gap < 0).float().mean().item()}
@@ -121,7 +122,7 @@ def score_matching(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor
     prior.energy.advance()
     t = prior.levels(len(u_0)).to(u_0.device)
     abar, sbar = (c.float().to(t.device)[t][:, None] for c in (schedule.abar, schedule.sbar))
-    eps = torch.randn_like(u_0)
+    eps = rows.randn_like(u_0)
     clean = (t == 0)[:, None]
     u = torch.where(clean, u_0, abar * u_0 + sbar * eps).requires_grad_(True)
     target, weight = torch.where(clean, score, -eps / sbar), torch.where(clean, 1.0, sbar)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hebmtool import rows
+
 STEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
 
@@ -71,6 +73,6 @@ class Schedule:
         def at(coefficients: Tensor, level: Tensor) -> Tensor:
             return coefficients.to(u_0)[level][:, None]
 
-        u_t = at(self.abar, t) * u_0 + at(self.sbar, t) * torch.randn_like(u_0)
-        u_next = at(self.a, t + 1) * u_t + at(self.sigma, t + 1) * torch.randn_like(u_0)
+        u_t = at(self.abar, t) * u_0 + at(self.sbar, t) * rows.randn_like(u_0)
+        u_next = at(self.a, t + 1) * u_t + at(self.sigma, t + 1) * rows.randn_like(u_0)
         return u_t, u_next

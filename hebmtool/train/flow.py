@@ -9,7 +9,7 @@ No encoder, and one stage.  With `data.missing` every image has pixels that no p
 import torch
 from torch import Tensor, nn
 
-from hebmtool import data, picture
+from hebmtool import data, picture, rows
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
 from hebmtool.noise import derive_seed
@@ -84,9 +84,9 @@ def train_flow(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
-            z_0 = torch.randn(len(x), model.g.D).to(device)
+            z_0 = rows.randn(len(x), model.g.D).to(device)
             start = model.start(z_0, step) if chains is None else chains.z[indices]
-            z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: torch.randn_like(like), observed)
+            z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: rows.randn_like(like), observed)
             if chains is not None:
                 chains.z[indices] = z
             loss, figures = model.loss(z, x, observed)

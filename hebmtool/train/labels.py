@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hebmtool import data
+from hebmtool import data, rows
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower
@@ -111,7 +111,7 @@ def _train_label(
             x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=True).to(device)
             label.energy.advance()
             with torch.no_grad():
-                t = torch.randint(schedule.T, (len(x),), device=device)
+                t = rows.randint(schedule.T, len(x), device)
                 walk = generator.walk(schedule.diffuse(generator.encode(x), t)[0])
             log_p = label.log_prob(walk, t)
             target = y[indices].to(device)
