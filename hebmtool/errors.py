@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+NEAR = 0.65
+"""Of a word and what may be meant: twice the letters they share, over all they have."""
+
 
 class HebmError(Exception):
     """A mistake or condition the user can act on.
@@ -23,6 +26,7 @@ class UsageError(HebmError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near."""
-    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
+    """`"; did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near: most of its letters
+    must stand there, in order."""
+    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=NEAR)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,7 +1,8 @@
 """Files that are whole under their own name, whatever happens while they are written; and digests of them.
 
-What is written stands beside its target until it is on the disk, and is then moved over it; a line that is appended
-either stands there whole or not at all.
+What is written stands beside its target until it is all there, and is then moved over it; a line that is appended
+either stands there whole or not at all.  On the disk too, when writing returns, is what took work to make: checkpoints,
+figures, single pictures.  The many files of one set are left to the system.
 """
 
 import contextlib
@@ -51,9 +52,13 @@ def append_line(path: str | Path, text: str) -> None:
         raise _unwritable(path, len(text), error) from error
 
 
-def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
-    """Write the parts, one after another, beside `path`, then rename: whatever happens, `path` holds the old content or
-    all of the new.
+def write_bytes(path: str | Path, *parts: bytes | memoryview, durable: bool = True) -> None:
+    """Write the parts, one after another, beside `path`, then rename: whatever happens to the process, `path` holds the
+    old content or all of the new.
+
+    Arguments:
+        durable: whether it is on the disk on return, so that this holds when the machine stops, too.  Of a set of many
+            files, which can be made again, it takes longer than they do.
 
     Raises `HebmError` when it cannot be written; the temporary is removed.
     """
@@ -65,8 +70,9 @@ def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
         with open(temporary, "wb") as file:
             for part in parts:
                 file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -74,12 +80,17 @@ def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             raise _unwritable(path, sum(map(len, parts)), error) from error
         raise
+    if durable:
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
     with contextlib.suppress(OSError):  # some network filesystems cannot sync a folder; the file itself is safe
-        folder = os.open(path.parent, os.O_RDONLY)
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def _unwritable(path: Path, size: int, error: OSError) -> HebmError:

@@ -111,9 +111,9 @@ def plot_to_png(plot: "Figure", dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def save(picture: Image.Image, path: Path | str) -> None:
-    """Write a PNG beside `path`, then rename.  Raises HebmError when it cannot be written."""
-    files.write_bytes(path, to_png(picture))
+def save(picture: Image.Image, path: Path | str, durable: bool = True) -> None:
+    """Write a PNG beside `path`, then rename (`files.write_bytes`).  Raises HebmError when it cannot be written."""
+    files.write_bytes(path, to_png(picture), durable=durable)
 
 
 def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:

@@ -1,8 +1,11 @@
 """What went wrong, in one line on stderr, and the exit status it means: 1 a failure, 2 a wrong request."""
 
 import os
+import re
 import select
 import sys
+import warnings
+from collections.abc import Collection
 
 import typer
 
@@ -13,8 +16,24 @@ from hebmtool.errors import HebmError
 ClickException = typer.BadParameter.__mro__[2]
 
 
-def explain(error: BaseException, debug: bool) -> int:
-    """Say it; the exit status."""
+# What takes less memory, by the first of these options that the command has.
+SMALLER = {
+    "--batch-size": "lower --batch-size",
+    "--set": "train with a smaller batch_size, or a smaller model (--set)",
+    "--samples": "lower --samples",
+    "--number": "lower --number",
+}
+
+
+def hush() -> None:
+    """Leave what libraries warn their callers of to those who ask for it (`python -W`, --debug)."""
+    if not sys.warnoptions:
+        warnings.showwarning = lambda *args, **kwargs: None
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def explain(error: BaseException, debug: bool, options: Collection[str] = ()) -> int:
+    """Say it; the exit status.  `options` are those of the command that failed."""
     if isinstance(error, HebmError):
         note(f"hebm: {error}")
         return error.exit_code
@@ -33,7 +52,7 @@ def explain(error: BaseException, debug: bool) -> int:
         note("hebm: interrupted")
         return 130
     if out_of_memory(error):
-        note("hebm: out of memory; lower the batch size (--batch-size, train_vae.batch_size, train_prior.batch_size)")
+        note(f"hebm: {_short_of_memory(error, options)}")
         return 1
     if isinstance(error, OSError):
         note(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
@@ -60,6 +79,13 @@ def out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)  # how torch says it on a CPU
     )
+
+
+def _short_of_memory(error: BaseException, options: Collection[str]) -> str:
+    asked = re.search(r"tried to allocate (\d+ bytes|[\d.]+ [KMG]iB)", str(error), re.IGNORECASE)
+    size = f" (there was no room for {asked[1]} more)" if asked else ""
+    smaller = next((advice for option, advice in SMALLER.items() if option in options), "give it less at a time")
+    return f"out of memory{size}; {smaller}, or free memory elsewhere"
 
 
 class Unread:

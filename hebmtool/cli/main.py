@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hebmtool.cli import draw, images, latents, look, recipes, train
-from hebmtool.cli.failures import explain
+from hebmtool.cli.failures import explain, hush
 from hebmtool.console import protect, stderr
 
 COMMANDS = {
@@ -52,12 +52,21 @@ def _root(
     pass
 
 
+def _options(arguments: list[str]) -> set[str]:
+    """The options of the command that these arguments run."""
+    commands = typer.main.get_command(app).commands
+    command = next((commands[word] for word in arguments if word in commands), None)
+    return set() if command is None else {name for parameter in command.params for name in parameter.opts}
+
+
 def main() -> None:
     """Entry point: run the command, turn every failure into one sentence and an exit status."""
     protect()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    if not debug:
+        hush()
     try:
         status = app(arguments, prog_name="hebm", standalone_mode=False)
         if sys.stdout is not None:
@@ -70,7 +79,7 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             stderr.print_exception(show_locals=False)
-        status = explain(error, debug)
+        status = explain(error, debug, _options(arguments))
     sys.exit(status if isinstance(status, int) else 0)
 
 

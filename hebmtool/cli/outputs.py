@@ -77,7 +77,7 @@ class Sink:
         from hebmtool import picture
 
         for i, image in enumerate(image for batch in batches for image in batch):
-            picture.save(picture.to_pil(image), self.path / f"{i:06d}.png")
+            picture.save(picture.to_pil(image), self.path / f"{i:06d}.png", durable=False)
 
 
 def images(out: str | None, force: bool, columns: int | None = None) -> Sink | None:

@@ -117,12 +117,17 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
+def batch_indices(n: int, batch_size: int, seed: int, step: int, least: int = 1) -> Tensor:
     """The images of update `step` (0-based) among n, LongTensor [batch_size]; the ragged end of an epoch is dropped.
+
+    Arguments:
+        least: images that a batch may hold.
 
     Raises:
         HebmError: fewer images than a batch holds.
     """
+    if n < least:
+        raise HebmError(f"an update takes at least {least} images, but there is only {n} to train on; give more images")
     if n < batch_size:
         raise HebmError(
             f"a batch holds {batch_size} images, but there are only {n} to train on; set batch_size to at most {n}, or "

@@ -29,6 +29,9 @@ from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_
 
 # What a training may go on with otherwise than it began: how far, how fast, and when something is written.
 MAY_CHANGE = ("iterations", "lr", "lr_min", "lr_warmup", "clip", *HOUSEKEEPING)
+LEAST = 2
+"""Images of a batch: BatchNorm wants as many."""
+
 SHOWN = 512
 """Test images of the bound while training."""
 
@@ -139,7 +142,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         run, "train-vae", recipe.seed, config, config.iterations, step, save, show, run.generator_path
     ) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step))
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step, LEAST))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
