@@ -11,6 +11,11 @@ published (Gao et al. 2021, arXiv 2012.08125; HEBM, arXiv 2405.13910), F scaled 
 (at the topmost level a = 0: there is nothing to recover from).  Since a^2 + sigma^2 = 1, its Gaussian is
 N(a u_{t+1}, sigma^2), as it is for the others.
 
+unscaled, a joint EBM's published chain (Cui, Wu & Han 2023, arXiv 2306.06323): the same walk with b^2 = s a constant,
+and F as it is,
+
+    u <- u + s/2 [grad F - u - a (a u - u_{t+1}) / sigma^2] + sqrt(s) eps,        s = eta
+
 preconditioned, F unscaled, started at the exact Gaussian conditional N(m, sigma^2), m = a u_{t+1}:
 
     log p = F(T(u)) + log N(u; m, sigma^2) + const
@@ -136,6 +141,25 @@ class Published(Chain, word="langevin"):
     def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
         b = self.scale(schedule, t).sqrt()[:, None]
         return langevin(slope, u_next, a, sigma, b, K, eps, tau, held, start)
+
+
+@dataclass(frozen=True)
+class Unscaled(Chain, word="unscaled"):
+    """`langevin` with F unscaled, all steps being of size s = eta."""
+
+    eta: float
+    leaves_out_levels = False
+
+    @classmethod
+    def from_recipe(cls, config: recipes.Prior) -> "Unscaled":
+        return cls(config.eta)
+
+    def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
+        def pushed(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = slope(u)
+            return value, self.eta * gradient
+
+        return langevin(pushed, u_next, a, sigma, torch.full_like(sigma, self.eta**0.5), K, eps, tau, held, start)
 
 
 class GaussianExact(Chain):

@@ -225,7 +225,7 @@ Chain = Annotated[
     str | None,
     typer.Option(
         "--chain",
-        help="Draw the same density by another chain: langevin, preconditioned or underdamped.",
+        help="Draw the same density by another chain: langevin, unscaled, preconditioned or underdamped.",
         show_default="the prior's own",
         autocompletion=_words("CHAINS"),
         rich_help_panel=CHAIN,
@@ -237,7 +237,7 @@ def _setting(name: str, help: str) -> object:
     return typer.Option(f"--{name}", help=help, rich_help_panel=CHAIN)
 
 
-Eta = Annotated[float | None, _setting("eta", "Step size of the langevin chain.")]
+Eta = Annotated[float | None, _setting("eta", "Step size of the langevin and the unscaled chain.")]
 H = Annotated[float | None, _setting("h", "Step size of the preconditioned chain.")]
 Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped chain, an angle in radians.")]
 Persistence = Annotated[

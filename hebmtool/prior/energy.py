@@ -9,9 +9,10 @@ Convolutions are spectral-normalised (Miyato et al. 2018, arXiv 1802.05957).  Th
 per update by `advance`, never by a forward pass, and `fixed` holds the normalised weights while a chain runs.
 
 An energy computes in its generator's precision, latents, readouts and sums in float32.
+
+`form` says what an f_i is: `compact` is this package's (`LayerEnergy`), `published` is HEBM's (`PublishedLayerEnergy`).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,70 +23,12 @@ from torch import Tensor, nn
 from hebmtool import recipe as recipes
 from hebmtool.compute import autocast
 from hebmtool.generator import Generator, TopDown
-from hebmtool.generator.layers import FixedConvolution, transposed
+from hebmtool.prior.published import PublishedLayerEnergy
+from hebmtool.prior.spectral import ACTIVATIONS, SpectralConv, Standard, sinusoidal, spectral
 
-TIME_FEATURES = 32
+TIME_FEATURES, PERIOD = 32, 100.0
 SETTLING = 20
 CALIBRATION_DRAWS = 512
-
-
-def sinusoidal(t: Tensor) -> Tensor:
-    """Sinusoidal embedding of levels t [N] -> [N, TIME_FEATURES]."""
-    half = TIME_FEATURES // 2
-    frequencies = torch.exp(-math.log(100.0) * torch.arange(half, device=t.device) / half)
-    angles = t[:, None].float() * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class SpectralConv(nn.Module):
-    """Convolution divided by its largest singular value ([c_out, rest]); plain where `norm` is off."""
-
-    def __init__(self, c_in: int, c_out: int, kernel: int, norm: bool, stride: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, stride=stride)
-        self.norm = norm
-        self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
-        self.register_buffer("right", torch.zeros(c_in * kernel * kernel))
-        self.fixed: tuple[Tensor, Tensor, Tensor] | None = None
-        # Between vectors that have not met w the estimate is near 0, and would blow the weight up.
-        self.advance()
-
-    @torch.no_grad()
-    def advance(self) -> None:
-        """One step of the power iteration."""
-        w = self.conv.weight.flatten(1)
-        self.right.copy_(F.normalize(w.T @ self.left, dim=0))
-        self.left.copy_(F.normalize(w @ self.right, dim=0))
-
-    def weight(self) -> Tensor:
-        w = self.conv.weight
-        return w / (self.left @ w.flatten(1) @ self.right).clamp(min=1e-6) if self.norm else w
-
-    def constants(self, standard: "Standard | None" = None) -> tuple[Tensor, Tensor]:
-        """(weight, bias); with `standard`, of a 1x1 kernel that reads x and sees (x - mean) / scale."""
-        w, bias = self.weight(), self.conv.bias
-        if standard is not None:
-            mean, scale = standard
-            w = w / scale
-            bias = bias - w.flatten(1) @ mean.flatten()
-        return w, bias
-
-    def fix(self, dtype: torch.dtype, standard: "Standard | None" = None) -> None:
-        w, bias = (c.detach().to(dtype) for c in self.constants(standard))
-        self.fixed = w.contiguous(memory_format=torch.channels_last), bias, transposed(w)
-
-    def forward(self, x: Tensor, standard: "Standard | None" = None) -> Tensor:
-        if self.fixed is None:
-            return F.conv2d(x, *self.constants(standard), self.conv.stride, self.conv.padding)
-        w, bias, back = self.fixed
-        x = x.to(w.dtype)
-        if self.conv.stride == (1, 1):
-            return FixedConvolution.apply(x, w, bias, back, 1)
-        return F.conv2d(x, w, bias, self.conv.stride, self.conv.padding)
-
-
-Standard = tuple[Tensor, Tensor]
-"""(mean, scale) of each channel of a state, [C, 1, 1]."""
 
 
 class LayerEnergy(nn.Module):
@@ -99,7 +42,7 @@ class LayerEnergy(nn.Module):
 
     def __init__(self, channels: int, state: int, size: tuple[int, int], config: recipes.Energy, outputs: int = 1):
         super().__init__()
-        width, norm = config.width, config.spectral_norm
+        width, norm, self.activation = config.width, config.spectral_norm, ACTIVATIONS[config.activation]
         self.read = SpectralConv(channels, width, 3, norm)
         self.read_state = SpectralConv(state, width, 1, norm) if state else None
         self.first = nn.ModuleList(SpectralConv(width, width, 3, norm) for _ in range(config.blocks))
@@ -120,15 +63,25 @@ class LayerEnergy(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def settle(self) -> None:
+        for _ in range(SETTLING):
+            for conv in spectral(self):
+                conv.advance()
+
+    @staticmethod
+    def embed(t: Tensor) -> Tensor:
+        """What `forward` is told of levels t [N]."""
+        return sinusoidal(t, TIME_FEATURES, PERIOD)
+
     def forward(self, z: Tensor, state: Tensor | None, level: Tensor, standard: Standard | None = None) -> Tensor:
-        x = self.read(z)
+        x, act = self.read(z), self.activation
         if self.read_state is not None:
             x = x + self.read_state(state, standard)
         for first, second, shift in zip(self.first, self.second, self.level, strict=True):
-            x = x + second(F.silu(first(F.silu(x)) + shift(level)[:, :, None, None].to(x.dtype)))
-        x = F.silu(x)
+            x = x + second(act(first(act(x)) + shift(level)[:, :, None, None].to(x.dtype)))
+        x = act(x)
         for down in self.down:
-            x = F.silu(down(x))
+            x = act(down(x))
         # Read so that the gradient of x comes in the layout of x.
         w = self.head.weight
         if self.strided:
@@ -138,6 +91,9 @@ class LayerEnergy(nn.Module):
             x = x.sum((2, 3))
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), w, self.head.bias)
+
+
+FORMS = {"compact": LayerEnergy, "published": PublishedLayerEnergy}
 
 
 class Energy(nn.Module):
@@ -159,7 +115,7 @@ class Energy(nn.Module):
         widths, channels = generator.state_channels, [shape[0] for shape in generator.latent_shapes]
         self.layers = nn.ModuleList(
             # The top state is a constant and says nothing.
-            LayerEnergy(
+            FORMS[config.form](
                 2 * channels[l] if self.reads_state else channels[l],
                 widths[l] if self.reads_state and l > 0 else 0,
                 generator.latent_shapes[l][1:],
@@ -194,7 +150,7 @@ class Energy(nn.Module):
             walk: through the first layers, or all of them; the layers it has not reached are left out.
             t: level per image, [N].
         """
-        level = sinusoidal(t)
+        level = self.layers[0].embed(t)
         out = []
         with autocast(t.device, self.precision):
             for l, layer in zip(self.chosen, self.layers, strict=True):
@@ -209,22 +165,20 @@ class Energy(nn.Module):
 
     def advance(self) -> None:
         """One step of every power iteration; call once per update."""
-        for module in self.modules():
-            if isinstance(module, SpectralConv):
-                module.advance()
+        for conv in spectral(self):
+            conv.advance()
 
     def settle(self) -> None:
         """Let the power iterations converge, after the weights were replaced by others (averaged ones, say)."""
-        for _ in range(SETTLING):
-            self.advance()
+        for layer in self.layers:
+            layer.settle()
 
     def fix(self) -> None:
         """Make the weights constants, normalised once, for good."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         for l, layer in zip(self.chosen, self.layers, strict=True):
-            for conv in layer.modules():
-                if isinstance(conv, SpectralConv):
-                    conv.fix(dtype, self.standard(l) if conv is layer.read_state else None)
+            for conv in spectral(layer):
+                conv.fix(dtype, self.standard(l) if conv is layer.read_state else None)
         self.requires_grad_(False)
 
     @contextmanager
@@ -235,8 +189,7 @@ class Energy(nn.Module):
             self.fix()
             yield
         finally:
-            for conv in self.modules():
-                if isinstance(conv, SpectralConv):
-                    conv.fixed = None
+            for conv in spectral(self):
+                conv.fixed = None
             for p, flag in zip(self.parameters(), required, strict=True):
                 p.requires_grad_(flag)

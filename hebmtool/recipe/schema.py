@@ -170,13 +170,29 @@ class TrainVae(Part):
 class Energy(Part):
     """The networks f_i whose sum is F."""
 
+    form: Literal["compact", "published"] = Field(
+        "compact", description="this package's network, or the published one, which reads z and has no `readout`"
+    )
     reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
     width: int = Field(64, ge=1, description="channels")
     blocks: int = Field(2, ge=1, description="residual blocks")
     readout: Literal["sum", "strided"] = Field(
         "sum", description="the last map is summed over pixels, or halved down to 2x2 and read whole"
     )
-    spectral_norm: bool = Field(True, description="spectral normalisation of every convolution (readouts are free)")
+    activation: Literal["silu", "leaky-relu"] = Field("silu", description="what stands between them")
+    spectral_norm: bool = Field(
+        True,
+        description="spectral normalisation of every convolution (readouts are free; in the published form nothing is)",
+    )
+
+    @model_validator(mode="after")
+    def _published_reads_z(self) -> "Energy":
+        if self.form == "published" and self.reads != "z":
+            raise ValueError(
+                f"prior.energy.form is published, which reads z alone, but prior.energy.reads is {self.reads}; "
+                "set it to z"
+            )
+        return self
 
 
 class Prior(Part):
@@ -198,8 +214,8 @@ class Prior(Part):
         None,
         description="steps of each level when drawing fast, least noise first; none: K at the first, 0 at the others",
     )
-    chain: CHAINS.type = Field("langevin", description="'langevin' is the published chain")
-    eta: float = Field(3e-5, gt=0, description="step size of the published chain")
+    chain: CHAINS.type = Field("langevin", description="'langevin' is the published chain; 'unscaled' the joint EBM's")
+    eta: float = Field(3e-5, gt=0, description="step size of these two")
     h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
     theta: float = Field(0.5, gt=0, lt=1.6, description="step size of the underdamped chain, an angle (radians)")
     persistence: float = Field(

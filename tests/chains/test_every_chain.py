@@ -67,7 +67,12 @@ def test_chains_are_those_of_the_recipe():
 @every_chain
 def test_equal_settings_make_equal_chains(word):
     assert chain_of(word) == chain_of(word) and chain_of(word).word == word
-    other = {"langevin": {"eta": 0.5}, "preconditioned": {"h": 0.6}, "underdamped": {"theta": 0.3}}[word]
+    other = {
+        "langevin": {"eta": 0.5},
+        "unscaled": {"eta": 0.5},
+        "preconditioned": {"h": 0.6},
+        "underdamped": {"theta": 0.3},
+    }[word]
     assert chain_of(word) != chain_of(word, **other)
     assert type(chain_of(word)) is CHAINS[word]
 
@@ -90,6 +95,15 @@ def test_without_steps_the_published_chain_stays_where_it_is():
     chain, u = chain_of("langevin"), torch.randn(4, D)
     assert not chain.leaves_out_levels
     assert torch.equal(chain(silent, u, Schedule(3), levels(1, 4), 0, noise(4)), u)
+
+
+def test_one_step_of_the_joint_ebms_published_chain():
+    """u + s/2 grad(F + log p_0) + sqrt(s) eps, F unscaled."""
+    chain, u, eps = chain_of("unscaled", eta=0.04), torch.randn(4, D), torch.randn(4, D)
+    assert torch.equal(chain.scale(Schedule.joint(), levels(0, 4)), torch.ones(4))
+    found = chain(slope_of(uneven), u, Schedule.joint(), levels(0, 4), 1, lambda: eps)
+    slope = value_and_gradient(lambda u: uneven(u) - 0.5 * u.square().sum(1), u)[1]
+    assert torch.allclose(found, u + 0.02 * slope + 0.2 * eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("K", [0, 1, 5])
@@ -195,8 +209,8 @@ def test_without_F_refining_leaves_the_gaussian_as_it_is_at_any_step(word):
 
 def for_level(word, t):
     """A chain and enough of its steps at this level: the published one's grow with the noise, 69-fold from 0 to 1."""
-    K = {"langevin": [300, 60, 30][t], "preconditioned": 120, "underdamped": 60}[word]
-    return chain_of(word, eta=2e-2 if t == 0 else 1e-3), K
+    K = {"langevin": [300, 60, 30][t], "unscaled": 300, "preconditioned": 120, "underdamped": 60}[word]
+    return chain_of(word, eta=1e-3 if t > 0 and word == "langevin" else 2e-2), K
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.7])
@@ -220,7 +234,7 @@ def test_refining_follows_F_on_the_standard_normal(word):
     schedule, c, g = Schedule(3), 1.5, 0.8
     chain = chain_of(word, eta=2e-2)
     slope = quadratic(c, g, chain.scale(schedule, levels(0)))
-    K = {"langevin": 600, "preconditioned": 200, "underdamped": 120}[word]
+    K = {"langevin": 600, "unscaled": 600, "preconditioned": 200, "underdamped": 120}[word]
     u = chain.refine(slope, torch.full((N, D), 2.0), schedule, K, noise())
     check_moments(u, g / (1 + c), 1 / (1 + c), bias=0.04)
 

@@ -7,7 +7,8 @@ import torch
 
 from hebmtool import recipe
 from hebmtool.generator import TopDown
-from hebmtool.prior.energy import Energy, SpectralConv, sinusoidal
+from hebmtool.prior.energy import Energy, LayerEnergy
+from hebmtool.prior.spectral import SpectralConv
 from hebmtool.train.loop import Ema
 
 READS = ["z", "z+state"]
@@ -70,7 +71,7 @@ def test_one_term_per_layer_and_the_cut_is_its_prefix(deep, reads, readout):
 def test_each_term_is_its_network_on_its_own_map(deep):
     energy, u, t = make_energy(deep), torch.randn(5, deep.D), torch.tensor([0, 0, 1, 2, 2])
     z = deep.split(deep.T(u))
-    alone = torch.stack([f(z_i, None, sinusoidal(t)) for f, z_i in zip(energy.layers, z, strict=True)], dim=1)
+    alone = torch.stack([f(z_i, None, LayerEnergy.embed(t)) for f, z_i in zip(energy.layers, z, strict=True)], dim=1)
     assert torch.allclose(energy(deep.walk(u), t), alone, atol=1e-6)
 
 

@@ -15,7 +15,17 @@ from hebmtool.recipe import mistakes
 from hebmtool.recipe.load import _Loader
 
 FLOW = ["celeba-flow", "cifar10-flow", "digits-flow", "mnist-flow", "svhn-flow"]
-HIERARCHICAL = ["celeba64", "celebahq256", "cifar10", "cifar10-small", "digits", "lsun64", "mnist", "mnist-anomaly"]
+HIERARCHICAL = [
+    "celeba64",
+    "celebahq256",
+    "cifar10",
+    "cifar10-small",
+    "digits",
+    "lsun64",
+    "mnist",
+    "mnist-anomaly",
+    "mnist-published",
+]
 BUILT_IN = sorted(FLOW + HIERARCHICAL)
 CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 
@@ -227,7 +237,8 @@ def test_a_mistaken_override_is_named(override, said):
     [
         (
             "prior: {energy: {widht: 3}}",
-            "unknown key prior.energy.widht; prior.energy has the keys reads, width, blocks, readout, spectral_norm; "
+            "unknown key prior.energy.widht; prior.energy has the keys form, reads, width, blocks, readout, "
+            "activation, spectral_norm; "
             "did you mean 'width'?",
         ),
         ("piror: {}", "unknown key piror; a recipe has the keys name, seed, data"),
