@@ -5,7 +5,8 @@ https://arxiv.org/abs/2301.09300): K steps of a fixed size s, unadjusted,
 
     z <- z + s^2 / 2 grad log p(z, x) + s eps
 
-where a drift longer than sqrt(D), the radius of N(0, I), is cut to that: on images like none that were learned the
+and noise-free, without its last term, for tests (the same paper), where it climbs to a mode.  In either
+ a drift longer than sqrt(D), the radius of N(0, I), is cut to that: on images like none that were learned the
 slope may be too steep for the step, and the run would leave the numbers.
 
 adjusted (MALA; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions"): the same proposal, taken
@@ -29,16 +30,18 @@ ACCEPTANCE = 0.574
 
 
 @torch.no_grad()
-def short_run(log_density: LogDensity, z: Tensor, steps: int, s: float, noise: Callable[[], Tensor]) -> Tensor:
+def short_run(log_density: LogDensity, z: Tensor, steps: int, s: float, noise: Callable[[], Tensor] | None) -> Tensor:
     """`steps` unadjusted updates of size s from z, [N, D] -> [N, D].
 
     Arguments:
-        noise: returns standard normal [N, D] at each call.
+        noise: returns standard normal [N, D] at each call; None takes the updates without noise.
     """
     radius = z.shape[1] ** 0.5
     for _ in range(steps):
         drift = 0.5 * s**2 * value_and_gradient(log_density, z)[1]
-        z = z + drift * (radius / drift.norm(dim=1, keepdim=True)).clamp(max=1) + s * noise()
+        z = z + drift * (radius / drift.norm(dim=1, keepdim=True)).clamp(max=1)
+        if noise is not None:
+            z = z + s * noise()
     return z
 
 

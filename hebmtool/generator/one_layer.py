@@ -16,12 +16,12 @@ from hebmtool import recipe as recipes
 from hebmtool.generator.base import Generator, TopDown
 from hebmtool.generator.likelihood import FixedGaussian
 
-SMALLEST_MAP = 4
-"""The first map is the image halved as long as no side falls below this."""
-
 
 class OneLayer(Generator):
-    """g: z [N, D] -> pixels [N, C, H, W] in (-1, 1).
+    """g: z [N, D] -> pixels [N, C, H, W] in (-1, 1): a linear map to the first one, then transposed convolutions.
+
+    The first map is the image halved as long as no side falls below `first_map`; channels halve as it doubles.  The
+    last one gives the pixels, or with the head "conv" another map of their resolution, which a 3x3 convolution reads.
 
     Arguments:
         config: the recipe's `flow` part.
@@ -35,20 +35,24 @@ class OneLayer(Generator):
         self.image_shape, self.latent_shapes, self.state_channels = tuple(image_shape), [(config.latent, 1, 1)], [1]
         self.likelihood = FixedGaussian(config.sigma)
         channels, *sides = image_shape
-        doublings = max(1, int(math.log2(min(sides) / SMALLEST_MAP)))
+        doublings = max(1, int(math.log2(max(1, min(sides) / config.first_map))))
         widths = [config.width * 2**i for i in reversed(range(doublings))]
+        full = max(1, config.width // 2) if config.head == "conv" else channels
         first = [math.ceil(side / 2**doublings) for side in sides]
         self.constant = nn.Parameter(torch.zeros(widths[0], *first))
         self.project = nn.Linear(config.latent, self.constant.numel(), bias=False)
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
-            for c_in, c_out in zip(widths, [*widths[1:], channels], strict=True)
+            for c_in, c_out in zip(widths, [*widths[1:], full], strict=True)
         )
+        self.head = nn.Conv2d(full, channels, 3, padding=1) if config.head == "conv" else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.constant + self.project(z).unflatten(1, self.constant.shape)
         for up in self.ups:
             h = up(leaky_relu(h, 0.2))
+        if self.head is not None:
+            h = self.head(leaky_relu(h, 0.2))
         _, height, width = self.image_shape
         return torch.tanh(h[:, :, :height, :width])
 

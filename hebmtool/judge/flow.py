@@ -59,7 +59,7 @@ def judge(
         result |= {"fd": distances.frechet_distance(features(drawn), reference), "features": features.name}
         result["samples"] = recipe.evaluate.samples
     # As many steps as in learning: it is that run whose law the prior learns.
-    z = Inference(model, recipe, recipe.flow.steps, recipe.seed)(originals)[:, 0]
+    z = Inference(model, recipe, seed=recipe.seed, learning=True)(originals)[:, 0]
     match = flow_match.match(model, z, recipe.seed)
     files.write_bytes(run.samples_dir / f"{model.kind}-match.png", flow_match.figure(model, z, match, recipe.seed))
     result["match"] = match.figures()

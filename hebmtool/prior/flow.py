@@ -6,12 +6,15 @@ https://arxiv.org/abs/2301.09300).
     log p(z, x) = log p(z) + log p(x | z)
 
 f is a stack of couplings (RealNVP, https://arxiv.org/abs/1605.08803; splines, https://arxiv.org/abs/1906.04032) from
-zuko.  Its latents, "u" elsewhere, are z: `hebmtool.generator.one_layer` has the generator, whose T is the identity.
-Inference is a short Langevin run (`hebmtool.chains.short_run`).
+zuko; as published each comes after an actnorm and an invertible linear map (Glow, https://arxiv.org/abs/1807.03039),
+which mix what it then halves.  Its latents, "u" elsewhere, are z: `hebmtool.generator.one_layer` has the generator,
+whose T is the identity.  Inference is a short Langevin run
+(`hebmtool.chains.short_run`).
 """
 
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,28 @@ COUPLINGS = {
 }
 
 
+class Mixing(nn.Module):
+    """Actnorm, then an invertible linear map: z' = W (exp(s) (z + b)).  It starts as a random rotation, which leaves
+    N(0, I) as it is, so the actnorm needs no look at data to begin with.
+
+    Arguments:
+        D: dimensions of z.
+    """
+
+    def __init__(self, D: int):
+        super().__init__()
+        self.shift, self.log_scale = nn.Parameter(torch.zeros(D)), nn.Parameter(torch.zeros(D))
+        self.linear = nn.Parameter(nn.init.orthogonal_(torch.empty(D, D)))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(z' [N, D], log |det dz'/dz|, the same for all)."""
+        z = (self.log_scale.exp() * (z + self.shift)) @ self.linear.T
+        return z, self.log_scale.sum() + torch.linalg.slogdet(self.linear)[1]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve(self.linear, z.T).T * (-self.log_scale).exp() - self.shift
+
+
 class FlowPrior(Prior, kind="flow"):
     """A flow over the latent of a one-layer generator that it is learned with; one checkpoint holds both.
 
@@ -44,13 +69,16 @@ class FlowPrior(Prior, kind="flow"):
     def __init__(self, generator: OneLayer, config: recipes.Flow):
         super().__init__(generator)
         self.config, self.g, D = config, generator, config.latent
-        couplings = []
+        couplings, mixes = [], config.mixing == "linear"
         for i in range(config.transforms):
-            if i % 2 == 0:
+            if mixes:
+                # Which half is one to a coupling whose coordinates were mixed.
+                mask = torch.arange(D) < D // 2
+            elif i % 2 == 0:
                 mask = torch.randperm(D) % 2 == 0
             coupling = GeneralCouplingTransform(
                 D,
-                mask=mask if i % 2 == 0 else ~mask,
+                mask=mask if mixes or i % 2 == 0 else ~mask,
                 hidden_features=(config.hidden,) * 2,
                 **COUPLINGS[config.coupling],
             )
@@ -59,6 +87,7 @@ class FlowPrior(Prior, kind="flow"):
             nn.init.zeros_(coupling.hyper[-1].bias)
             couplings.append(coupling)
         self.couplings = nn.ModuleList(couplings)
+        self.mixings = nn.ModuleList(Mixing(D) for _ in couplings if mixes)
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe, image_shape: tuple[int, int, int]) -> "FlowPrior":
@@ -74,7 +103,10 @@ class FlowPrior(Prior, kind="flow"):
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(f^-1(z) [N, D], log |det df^-1/dz| [N])."""
         total = z.new_zeros(len(z))
-        for coupling in self.couplings:
+        for coupling, mixing in zip_longest(self.couplings, self.mixings):
+            if mixing is not None:
+                z, ladj = mixing(z)
+                total = total + ladj
             z, ladj = coupling().call_and_ladj(z)
             total = total + ladj
         return z, total
@@ -86,8 +118,10 @@ class FlowPrior(Prior, kind="flow"):
 
     def _passed(self, z: Tensor) -> Iterator[Tensor]:
         yield z
-        for coupling in reversed(self.couplings):
+        for coupling, mixing in zip_longest(reversed(self.couplings), reversed(self.mixings)):
             z = coupling().inv(z)
+            if mixing is not None:
+                z = mixing.inverse(z)
             yield z
 
     def log_ratio(self, u: Tensor, t: int = 0, layers: int | None = None) -> Tensor:
@@ -125,8 +159,9 @@ class FlowPrior(Prior, kind="flow"):
         warming = step is not None and step < self.config.warmup
         return z_0 if warming or self.config.start == "normal" else self.from_base(z_0)
 
-    def infer(self, x: Tensor, z: Tensor, steps: int, eps: Eps, visible: Tensor | None = None) -> Tensor:
-        """The short run from z towards p(z | x_visible), [N, D]."""
+    def infer(self, x: Tensor, z: Tensor, steps: int, eps: Eps | None, visible: Tensor | None = None) -> Tensor:
+        """The short run from z towards p(z | x_visible), [N, D]; uphill without noise, towards a mode, where eps is
+        None."""
         return short_run(lambda z: self.log_joint(z, x, visible), z, steps, self.config.step_size, eps)
 
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:

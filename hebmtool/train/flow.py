@@ -57,7 +57,8 @@ def train_flow(
     model = FlowPrior.from_recipe(recipe, images.shape).to(device)
     # The flow starts as the identity, so this is a draw of the prior as well.
     chains = Persistent(torch.randn(len(images), model.g.D)).to(device) if recipe.flow.persistent else None
-    parts = [part for part in (model.g, model.couplings) if len(list(part.parameters()))]
+    flow = torch.nn.ModuleList([model.couplings, model.mixings])
+    parts = [part for part in (model.g, flow) if len(list(part.parameters()))]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     ema = Ema(model, config.ema)
     averaged = FlowPrior.from_recipe(recipe, images.shape).to(device).eval().requires_grad_(False)

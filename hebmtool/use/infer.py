@@ -58,6 +58,7 @@ class Inference:
         seed: of every draw.
         drawn: where a hierarchical run infers whole images without steps, draw from the posterior instead of taking its
             mean.
+        learning: whether a flow model's chain is that of learning, in as many steps and with noise.
     """
 
     prior: Prior
@@ -65,6 +66,7 @@ class Inference:
     steps: int | None = None
     seed: int = 0
     drawn: bool = False
+    learning: bool = False
 
     def __call__(self, images: Tensor, hidden: Tensor | None = None, draws: int = 1) -> Tensor:
         """Latents, [N, draws, D]; for a hierarchical run's whole images without Langevin steps the posterior's mean.
@@ -107,8 +109,10 @@ class Inference:
         x = self._as_read(images, codes).to(device)
         if not prior.generator.has_encoder:
             noise = Noise(self.seed, codes, D, device)
-            steps = prior.config.test_steps if self.steps is None else self.steps
-            return prior.infer(x, prior.start(noise()), steps, noise, visible)
+            own = prior.config.steps if self.learning else prior.config.test_steps
+            steps, start = own if self.steps is None else self.steps, prior.start(noise())
+            noisy = self.learning or prior.config.test_noise
+            return prior.infer(x, start, steps, noise if noisy else None, visible)
         # The last of the D + 1 decides what the chain accepts.
         noise = Noise(self.seed, codes, D + 1, device)
         u = self._encode(x, visible, noise)
@@ -158,8 +162,7 @@ def posterior_draws(prior: Prior, splits: Sequence[data.Images], recipe: Recipe,
                     )
                     out.append(generator.encode(x, noise()))
                 else:
-                    out.append(
-                        Inference(prior, recipe, prior.config.steps, derive_seed(seed, "posterior"))(batch)[:, 0]
-                    )
+                    chain = Inference(prior, recipe, seed=derive_seed(seed, "posterior"), learning=True)
+                    out.append(chain(batch)[:, 0])
                 bar.advance(len(indices))
     return torch.cat(out)

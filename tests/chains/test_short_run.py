@@ -13,6 +13,14 @@ def test_short_run_is_the_published_update():
     assert torch.allclose(z, torch.full((2, 3), first - 0.005 * 4 * first - 0.2))
 
 
+def test_short_run_without_noise_climbs():
+    z = short_run(lambda z: -2 * (z - 1).square().sum(1), torch.zeros(2, 3), 2, 0.1, None)
+    assert torch.allclose(z, torch.full((2, 3), 0.02 + 0.02 * 0.98))
+    assert torch.allclose(
+        short_run(lambda z: -2 * (z - 1).square().sum(1), z, 500, 0.1, None), torch.ones(2, 3), atol=1e-3
+    )
+
+
 def test_short_run_stays_in_the_numbers_where_the_slope_is_too_steep():
     z = short_run(lambda z: -1e6 * z.square().sum(1), torch.ones(4, 3), 500, 0.1, lambda: torch.randn(4, 3))
     assert z.norm(dim=1).max() < 2 * 3**0.5

@@ -57,7 +57,23 @@ def test_images_of_any_size(shape, constant, layers):
     assert g.images(torch.randn(2, 5)).shape == (2, *shape)
 
 
+@pytest.mark.parametrize(
+    ("keys", "shape", "constant", "channels"),
+    [
+        ({"width": 128}, (3, 32, 32), (512, 4, 4), [256, 128, 3]),  # SVHN, as published
+        ({"width": 512, "first_map": 8, "head": "conv"}, (3, 32, 32), (1024, 8, 8), [512, 256]),  # CIFAR-10
+        ({"width": 128}, (3, 64, 64), (1024, 4, 4), [512, 256, 128, 3]),  # CelebA
+    ],
+)
+def test_the_published_widths(keys, shape, constant, channels):
+    with torch.device("meta"):
+        g = OneLayer(recipe.Flow(**keys), shape)
+        assert tuple(g.constant.shape) == constant and [up.out_channels for up in g.ups] == channels
+        assert (g.head is None) == ("head" not in keys)
+        assert g.images(torch.empty(2, 100)).shape == (2, *shape)
+
+
 def test_every_parameter_receives_a_gradient():
-    g = OneLayer(FLOW, (3, 9, 16))
+    g = OneLayer(FLOW.model_copy(update={"head": "conv"}), (3, 9, 16))
     g.log_px(g.walk(torch.randn(4, 5)), torch.rand(4, 3, 9, 16)).mean().backward()
     assert [key for key, p in g.named_parameters() if p.grad is None or not p.grad.any()] == []

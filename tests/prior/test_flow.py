@@ -20,15 +20,18 @@ def make(shape=(1, 8, 8), *, spread=0.3, dtype=torch.float64, **keys) -> FlowPri
     for coupling in prior.couplings:
         torch.nn.init.normal_(coupling.hyper[-1].weight, std=spread)
         torch.nn.init.normal_(coupling.hyper[-1].bias, std=spread)
+    for mixing in prior.mixings:
+        for p in mixing.parameters():
+            p.data += spread * torch.randn_like(p)
     return prior
 
 
 # The flow
 
 
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
-def test_density_and_inverse_against_autograds_jacobian(coupling):
-    prior = make(coupling=coupling)
+@pytest.mark.parametrize(("coupling", "mixing"), [("affine", "none"), ("spline", "none"), ("affine", "linear")])
+def test_density_and_inverse_against_autograds_jacobian(coupling, mixing):
+    prior = make(coupling=coupling, mixing=mixing)
     z_0 = torch.randn(6, 5, dtype=torch.float64)
     z = prior.from_base(z_0).detach()
     assert not torch.allclose(z, z_0, atol=0.1)
@@ -61,6 +64,25 @@ def test_an_untrained_flow_is_the_identity_and_no_couplings_are_a_gaussian_prior
         assert torch.allclose(prior.log_ratio(z), torch.zeros(7, 1), atol=1e-5)
         noise = Noise(3, range(4), 5)
         assert torch.allclose(prior.sample(Noise(3, range(4), 5)), noise(), atol=1e-6)
+
+
+def test_the_published_flow_is_actnorm_linear_map_and_coupling_and_starts_as_a_rotation():
+    keys = {"latent": 6, "transforms": 2, "hidden": 8, "mixing": "linear"}
+    prior = FlowPrior.from_recipe(recipe.Recipe(flow=recipe.Flow(**keys)), (1, 8, 8))
+    z = torch.randn(7, 6)
+    normal = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+    assert torch.allclose(prior.log_density(z), normal, atol=1e-4)
+    assert not torch.allclose(prior.from_base(z), z, atol=0.1)
+    first = prior.mixings[0]
+    first.shift.data, first.log_scale.data = torch.randn(6), torch.randn(6)
+    by_hand = first.linear @ (first.log_scale.exp() * (z[0] + first.shift))
+    assert torch.allclose(first(z)[0][0], by_hand, atol=1e-5)
+    # The couplings know one half, and both halves move: the linear maps exchange them.
+    assert all(torch.equal(c.mask, prior.couplings[0].mask) and c.mask.sum() == 3 for c in prior.couplings)
+    assert len(list(prior.trajectory(Noise(1, range(3), 6)))) == 3
+    loss, _ = prior.loss(z, torch.rand(7, 1, 8, 8))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for m in prior.mixings for p in m.parameters())
 
 
 def test_draws_have_the_density():

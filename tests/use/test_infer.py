@@ -139,6 +139,18 @@ def test_without_an_encoder_latents_are_a_short_run_from_the_prior(generator, mo
     assert (prior.log_joint(more[:, 0], x) > prior.log_joint(z[:, 0], x)).all()
 
 
+def test_test_chains_may_be_noise_free_and_those_of_learning_are_not(generator):
+    found, images = flow_inference(generator), digits()
+    noisy = found(images)
+    found.prior.config.test_noise = False
+    z, x, eps = found(images), images / 255.0, Noise(0, [found._code(image, 0) for image in images], 5)
+    assert torch.allclose(z[:, 0], found.prior.infer(x, found.prior.start(eps()), 3, None), atol=1e-5)
+    assert not torch.allclose(z, noisy, atol=1e-2)
+    learning = Inference(found.prior, found.recipe, learning=True)(images)[:, 0]
+    eps = Noise(0, [found._code(image, 0) for image in images], 5)
+    assert torch.allclose(learning, found.prior.infer(x, found.prior.start(eps()), 2, eps), atol=1e-5)
+
+
 def test_hidden_pixels_are_not_looked_at_without_an_encoder_either(generator):
     found, images, hidden = flow_inference(generator), digits(), masks.parse("left", SHAPE)(range(4))
     damaged = torch.where(hidden, torch.randint(0, 256, images.shape, dtype=torch.uint8), images)
