@@ -76,6 +76,26 @@ class Images:
         )
 
 
+def together(a: Images, b: Images) -> Images:
+    """The images of a, then those of b: two sets of one source, of one shape and the same classes, no names."""
+
+    def read(indices: list[int]) -> Tensor:
+        inside = torch.tensor([i < len(a) for i in indices])
+        out = torch.empty(len(indices), *a.shape, dtype=torch.uint8)
+        out[inside] = a.batch([i for i in indices if i < len(a)])
+        out[~inside] = b.batch([i - len(a) for i in indices if i >= len(a)])
+        return out
+
+    return Images(
+        len(a) + len(b),
+        a.shape,
+        read,
+        labels=None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels]),
+        classes=a.classes,
+        attributes={key: torch.cat([a.attributes[key], b.attributes[key]]) for key in a.attributes},
+    )
+
+
 def prepare(batch: Tensor, data: recipe.Data, read: Callable[[Tensor, int], Tensor], *, train: bool) -> Tensor:
     """Images as the model reads them, float32 in [0, 1], from uint8 [N, C, H, W].  Draws from torch's global generator.
 

@@ -19,7 +19,7 @@ from hebmtool import recipe
 from hebmtool.data.arrays import channels_first, checked_labels, opened_arrays
 from hebmtool.data.decode import decode, first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
-from hebmtool.data.images import Images, Split, chosen_positions, permutation
+from hebmtool.data.images import Images, Split, chosen_positions, permutation, together
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import words
 
@@ -72,7 +72,8 @@ def load(data: recipe.Data, split: Split) -> Images:
 
     Sources without a test split hold out `test_fraction` of the images, the same ones every time.  Folders come in
     a fixed shuffle, so that the first few (`data.limit`) are of all classes.  `data.exclude` takes classes out of the
-    training split, and `data.limit` shortens it; the test split keeps everything.
+    training split, and `data.limit` shortens it; the test split keeps everything.  With `data.split` pooled both splits
+    are put together and split anew, the same way every time (`_pooled`).
 
     Raises:
         UsageError: `data.path` is missing where the source needs it.
@@ -80,6 +81,8 @@ def load(data: recipe.Data, split: Split) -> Images:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, but must be 'train' or 'test'")
+    if data.split == "pooled":
+        return _pooled(data, split)
     leave_out = data.exclude and split == "train"
     # The limit counts what is left.
     wanted = data.model_copy(update={"limit": None}) if leave_out else data
@@ -92,6 +95,28 @@ def load(data: recipe.Data, split: Split) -> Images:
             raise HebmError("data.exclude leaves no image to train on; exclude fewer classes")
         images = images.subset(kept)
     return images
+
+
+def _pooled(data: recipe.Data, split: Split) -> Images:
+    """All the images of a source together: `test_fraction` of those whose class is not left out are for testing, the
+    others for training, and every image of a class left out is for testing ("Anomaly protocol", docs/results.md)."""
+    if not data.exclude:
+        raise UsageError("data.split is pooled, but data.exclude leaves no class out; name some, or set it to official")
+    whole = data.model_copy(update={"split": "official", "exclude": [], "limit": None})
+    images = together(load(whole, "train"), load(whole, "test"))
+    out = _of_classes(images, data.exclude, "data.exclude")
+    order = torch.from_numpy(permutation(len(images), 0, 0).copy())
+    normal = order[~out[order]]
+    held = round(len(normal) * data.test_fraction)
+    if not 0 < held < len(normal):
+        raise HebmError(
+            f"data.split is pooled, but there are only {len(normal)} images of the classes not left out; exclude fewer"
+        )
+    if split == "train":
+        return images.subset(normal[held:][: data.limit])
+    tests = out.clone()
+    tests[normal[:held]] = True
+    return images.subset(order[tests[order]])
 
 
 def _of_classes(images: Images, classes: list[str], where: str) -> Tensor:

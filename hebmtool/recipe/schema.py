@@ -41,6 +41,11 @@ class Data(Part):
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
     limit: int | None = Field(None, ge=1, description="use only the first this many training images")
     exclude: list[str] = Field(default_factory=list, description="classes left out of the training split")
+    split: Literal["official", "pooled"] = Field(
+        "official",
+        description="the source's own training and test images; or all of them together, of which test_fraction of the "
+        "classes not left out, and every image of those left out, are for testing (the anomaly protocol)",
+    )
     attributes: dict[str, list[str]] = Field(
         default_factory=dict, description="binary attributes made of classes: name -> the classes that have it"
     )

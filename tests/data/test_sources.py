@@ -65,6 +65,26 @@ def test_excluded_classes_leave_the_training_split_alone_before_the_limit_counts
     assert torch.equal(d.load(settings, "test").labels, test.labels)
 
 
+def test_the_pooled_split_tests_every_image_left_out_and_a_share_of_the_others():
+    settings = Data(exclude=[3, "7"], test_fraction=0.2, split="pooled")
+    train, test = d.load(settings, "train"), d.load(settings, "test")
+    from sklearn.datasets import load_digits
+
+    whole = load_digits()
+    left_out = np.isin(whole.target, [3, 7])
+    assert not np.isin(train.labels, [3, 7]).any() and np.isin(test.labels, [3, 7]).sum() == left_out.sum()
+    held = round(0.2 * (~left_out).sum())
+    assert (len(train), len(test)) == ((~left_out).sum() - held, held + left_out.sum())
+    pixels = [tuple(image.flatten().tolist()) for part in (train, test) for image in part.batch(range(len(part)))]
+    assert sorted(pixels) == sorted(tuple(np.round(i * 255 / 16).astype(int).flatten()) for i in whole.images)
+    # No order by class: the first are of both kinds.
+    assert 0 < np.isin(test.labels[:100], [3, 7]).sum() < 100
+    again = d.load(settings.model_copy(update={"limit": 20}), "train")
+    assert torch.equal(again.batch(range(20)), train.batch(range(20))) and len(again) == 20
+    with error(UsageError, "data.split is pooled", "data.exclude leaves no class out"):
+        d.load(Data(split="pooled"), "train")
+
+
 def test_what_cannot_be_excluded(tmp_path):
     with error(HebmError, "data.exclude names the class '10'", "0, 1, 2"):
         d.load(Data(exclude=[10]), "train")
