@@ -7,12 +7,13 @@ hebm        the command in this process
 child       a process of a test's own, on one thread and killed on the way out (`children.py`); `spawn` is the command
 imgs        a folder of images of other sizes than the tiny run's, a damaged one among them
 generator   a tiny frozen tower with random weights; `make_generator` makes others
+short       estimates of few draws, where it does not matter how good they are (`short.py`)
 cleanfid    clean-fid's own distance, to compare with
 
 Every test starts from seed 0 on one thread, with a cache of the session's own.  Tests marked slow run with --slow,
 those marked gpu where there is one.  Tests lie in folders named as the rooms are; what is no fixture lies beside this
-file: `toys` (small priors and generators of known density), `tiny`, `children`, `pictures` (image files), `published`
-(checkpoints in NVAE's format) and `said` (how mistakes are said).
+file: `toys` (small priors and generators of known density), `tiny`, `children`, `short`, `pictures` (image files),
+`published` (checkpoints in NVAE's format) and `said` (how mistakes are said).
 """
 
 import shutil
@@ -26,6 +27,7 @@ import torch
 from children import Child
 from pictures import grey
 from PIL import Image
+from short import shorten
 from tiny import train_digits, train_flow_run
 
 from hebmtool import recipe
@@ -98,6 +100,12 @@ def tiny(cache, tmp_path_factory) -> Iterator[Path]:
 def copied(tiny, tmp_path) -> Path:
     """A copy of `tiny` of the test's own."""
     return Path(shutil.copytree(tiny, tmp_path / "runs"))
+
+
+@pytest.fixture
+def short(monkeypatch) -> None:
+    """Short estimates, where it does not matter how good they are (`short.py`)."""
+    shorten(monkeypatch)
 
 
 # The command, and other processes -------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from hebmtool.use import controllable, hierarchy, inpaint, reconstruct, sample, 
 from hebmtool.use.infer import Inference
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("short")
 SHAPE = (1, 8, 8)
 
 

@@ -19,6 +19,8 @@ from hebmtool.prior.base import at
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import words
 
+pytestmark = pytest.mark.usefixtures("short")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def added():

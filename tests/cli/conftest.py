@@ -1,10 +1,15 @@
-"""Runs in which stage two is still to come."""
+"""Short estimates, and runs in which stage two is still to come."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def short_estimates(short) -> None:
+    """The command is what is tested."""
 
 
 @pytest.fixture

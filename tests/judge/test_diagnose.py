@@ -10,7 +10,6 @@ from PIL import Image
 from hebmtool import data
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.judge.diagnose import PARTS, _plain, diagnose, figure, table
-from hebmtool.metrics import two_sample
 from hebmtool.metrics.figures import Figure
 from hebmtool.prior import Gaussian
 from hebmtool.run.folder import Run
@@ -18,20 +17,14 @@ from hebmtool.run.open import load_prior
 from hebmtool.use.infer import posterior_draws
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Two-sample tests that learn next to nothing, where what they find does not matter."""
-    for least in ("LEAST_UPDATES", "LEAST_FRESH"):
-        monkeypatch.setattr(two_sample, least, 4)
+pytestmark = pytest.mark.usefixtures("short")
 
 
 def value(found, name, layer=None):
     return next(f.value for f in found.figures if (f.name, f.layer) == (name, layer))
 
 
-def test_everything_as_json_with_a_picture(hebm, tiny, tmp_path, short):
+def test_everything_as_json_with_a_picture(hebm, tiny, tmp_path):
     out = tmp_path / "diag.png"
     arguments = ("diagnose", "digits", "--runs", tiny, "--out", out)
     code, stdout, err = hebm(*arguments, "--samples", 40, "--json")
@@ -48,7 +41,7 @@ def test_everything_as_json_with_a_picture(hebm, tiny, tmp_path, short):
     assert code == 1 and "exists" in err
 
 
-def test_the_same_figures_as_a_table(hebm, tiny, short):
+def test_the_same_figures_as_a_table(hebm, tiny):
     arguments = ("diagnose", "digits", "--runs", tiny, "--samples", 40, "--only", "two-sample")
     code, first, err = hebm(*arguments)
     assert code == 0, err
@@ -74,7 +67,7 @@ def test_what_another_chain_does_is_told_of_the_same_density(run):
 # Parts that say nothing
 
 
-def test_the_gaussian_prior_has_no_chains(hebm, tiny, tmp_path, run, short):
+def test_the_gaussian_prior_has_no_chains(hebm, tiny, tmp_path, run):
     arguments = ("diagnose", "digits", "--runs", tiny, "--prior", "gaussian")
     code, out, err = hebm(*arguments, "--samples", 30, "--json")
     assert code == 0 and "no chains can be told, for a draw of the gaussian prior takes no Langevin steps" in err

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short import shorten
 
 from hebmtool import data, picture
 from hebmtool.errors import HebmError
@@ -28,6 +29,7 @@ from hebmtool.run.open import load_prior
 from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("short")
 VOID = {"img", "meta", "br", "hr", "input", "link"}
 
 
@@ -89,7 +91,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def pages(tiny) -> dict[str, str]:
     """Of a run of two layers, both EBMs and the label `class`, and of a flow run."""
-    return {name: report(Run(tiny / name), CPU) for name in ("digits", "flow")}
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        return {name: report(Run(tiny / name), CPU) for name in ("digits", "flow")}
 
 
 @pytest.fixture(params=["digits", "flow"])
