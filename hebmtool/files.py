@@ -52,6 +52,28 @@ def append_line(path: str | Path, text: str) -> None:
         raise _unwritable(path, len(text), error) from error
 
 
+def link_over(source: Path, target: Path) -> None:
+    """Give a file a second name, in one move, whatever stands there: neither is ever missing.  Where the filesystem has
+    no such links it is copied.
+
+    Raises `HebmError` as `write_bytes` does.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+        # Two names of one file are nothing to rename to POSIX, which leaves both.
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _unwritable(target, source.stat().st_size, error) from error
+
+
 def write_bytes(path: str | Path, *parts: bytes | memoryview, durable: bool = True) -> None:
     """Write the parts, one after another, beside `path`, then rename: whatever happens to the process, `path` holds the
     old content or all of the new.

@@ -1,5 +1,6 @@
 """Files: whole under their own name, whatever happens while they are written."""
 
+import os
 import subprocess
 import sys
 
@@ -130,3 +131,17 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path):
     with pytest.raises(HebmError, match="could not save .*plain/x: .*; make it writable and rerun") as raised:
         files.write_text(tmp_path / "plain" / "x", "text")
     assert "\n" not in str(raised.value) and (tmp_path / "plain").read_text() == "precious"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_of_a_file_replaces_what_was_there(tmp_path, monkeypatch, links):
+    last, good = tmp_path / "last", tmp_path / "good"
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    for content in (b"first", b"second", b"second"):
+        files.write_bytes(last, content)
+        files.link_over(last, good)
+        files.link_over(last, good)  # which are one file already
+        assert good.read_bytes() == content and sorted(os.listdir(tmp_path)) == ["good", "last"]
+    files.write_bytes(last, b"third")
+    assert good.read_bytes() == b"second"

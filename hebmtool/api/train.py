@@ -35,6 +35,7 @@ def train_vae(
     runs: str | Path = "runs",
     device: str = "auto",
     resume: bool = False,
+    rewind: bool = False,
 ) -> Run:
     """Stage one: train the multi-layer generator and its encoder.
 
@@ -44,8 +45,9 @@ def train_vae(
         runs: the folder of runs, in which the recipe's `name` is the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         resume: go on from the run's last checkpoint.
+        rewind: go on from the checkpoint before that, from which training went on without trouble.
 
-    Returns the run.  SIGINT and SIGTERM save and stop after the current update.
+    Returns the run.  SIGINT, SIGTERM and SIGHUP save and stop after the current update.
 
     Raises:
         UsageError: a mistake in the recipe, or one that has no such stage; no such device.
@@ -59,12 +61,13 @@ def train_vae(
     from hebmtool.compute import pick_device
     from hebmtool.train.vae import train_vae as train
 
-    where = pick_device(device)
+    where, resume = pick_device(device), resume or rewind
     with Run.create(runs, settings, resume) as run:
-        train(settings, run, where, resume)
+        train(settings, run, where, resume, rewind)
     return run
 
 
+# A little more than a screen, for it says of each argument what it is.
 def train_prior(
     recipe: Recipe | Mapping | str | Path,
     overrides: Overrides = (),
@@ -72,6 +75,7 @@ def train_prior(
     runs: str | Path = "runs",
     device: str = "auto",
     resume: bool = False,
+    rewind: bool = False,
     finetune: bool = False,
     readjust_bn: int = 0,
     readjust_temperature: float = 1.0,
@@ -81,7 +85,7 @@ def train_prior(
     in a run of its own, without a stage one.
 
     Arguments:
-        recipe, overrides, runs, device, resume: as `train_vae`'s.
+        recipe, overrides, runs, device, resume, rewind: as `train_vae`'s; finetuning rewinds the labels.
         finetune: only couple the labels of `prior.labels` to the prior that is there.
         readjust_bn: where the recipe has none, its `train_prior.readjust_bn`: first re-estimate the generator's
             BatchNorm statistics on this many generated batches.
@@ -108,10 +112,10 @@ def train_prior(
     from hebmtool.compute import pick_device
     from hebmtool.judge.trained import Judge
 
-    where = pick_device(device)
+    where, resume = pick_device(device), resume or rewind
     judge = Judge(settings, where)
     if settings.one_stage:
-        return _one_stage(settings, runs, judge, resume)
+        return _one_stage(settings, runs, judge, resume, rewind)
     from hebmtool.train.labels import train_labels
     from hebmtool.train.prior import train_prior as train
 
@@ -121,19 +125,19 @@ def train_prior(
         if finetune:
             run.require_prior(settings.prior.kind)
         else:
-            closure = judge.closure(train(settings, run, where, resume, judge.ready), run)
-        labels = train_labels(settings, run, where, resume, again=finetune)
+            closure = judge.closure(train(settings, run, where, resume, judge.ready, rewind), run)
+        labels = train_labels(settings, run, where, resume, again=finetune, rewind=rewind and finetune)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     return found | ({"labels": labels} if labels else {})
 
 
-def _one_stage(settings: Recipe, runs: Path, judge, resume: bool) -> dict:
+def _one_stage(settings: Recipe, runs: Path, judge, resume: bool, rewind: bool) -> dict:
     from hebmtool.train.flow import train_flow
 
     if settings.train_prior.readjust_bn:
         raise UsageError("train_prior.readjust_bn is for BatchNorms, and a flow model has none; leave it out")
     with Run.create(runs, settings, resume) as run:
-        prior = train_flow(settings, run, judge.device, resume, judge.ready)
+        prior = train_flow(settings, run, judge.device, resume, judge.ready, rewind)
         return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}
 
 

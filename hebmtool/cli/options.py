@@ -139,6 +139,13 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as --set prior.levels=6; repeatable."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+Rewind = Annotated[
+    bool,
+    typer.Option(
+        "--rewind",
+        help="Continue from the checkpoint before the last, from which training went on without trouble.",
+    ),
+]
 RunNamed = Annotated[
     str | None,
     typer.Argument(metavar="RUN", help="A run's name or folder.", show_default="the newest run", autocompletion=_runs),

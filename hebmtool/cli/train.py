@@ -16,6 +16,7 @@ def train_vae(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     resume: options.Resume = False,
+    rewind: options.Rewind = False,
 ) -> None:
     """Stage one: train the multi-layer generator and its encoder.
 
@@ -28,7 +29,7 @@ def train_vae(
     """
     from hebmtool import api
 
-    print(api.train_vae(recipe, overrides or [], runs=runs, device=device, resume=resume).path)
+    print(api.train_vae(recipe, overrides or [], runs=runs, device=device, resume=resume, rewind=rewind).path)
 
 
 def train_prior(
@@ -37,6 +38,7 @@ def train_prior(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     resume: options.Resume = False,
+    rewind: options.Rewind = False,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Only couple the labels of prior.labels to the prior that is there.")
     ] = False,
@@ -67,6 +69,7 @@ def train_prior(
         runs=runs,
         device=device,
         resume=resume,
+        rewind=rewind,
         finetune=finetune,
         readjust_bn=options.READJUST_BATCHES if readjust_bn else 0,
         readjust_temperature=readjust_temperature,

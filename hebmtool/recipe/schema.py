@@ -150,10 +150,14 @@ def _check_cell_map(cells: Mapping) -> None:
             )
 
 
+SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
+
+
 class TrainVae(Part):
     """Stage one: the generator and its encoder, by the ELBO."""
 
     iterations: int = Field(20_000, ge=1, description="updates")
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's")
     batch_size: int = Field(64, ge=2, description="images per update")
     lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
     lr_min: float = Field(1e-4, ge=0, description="and at the end")
@@ -166,6 +170,7 @@ class TrainVae(Part):
     spectral_weight: float = Field(1e-2, ge=0, description="weight of the spectral regularisation")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(200.0, gt=0, description="gradient norm clip")
+    skip: int = Field(0, ge=0, description=SKIP)
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 runs the forward pass under autocast")
     log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
     sample_every: int = Field(1000, ge=1, description="updates between sample grids")
@@ -326,6 +331,7 @@ class TrainPrior(Part):
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
+    skip: int = Field(0, ge=0, description=SKIP)
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="of generator and energies while learning; bf16 keeps parameters and latents in float32"
     )
@@ -361,6 +367,11 @@ class Recipe(Part):
     flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+
+    @property
+    def vae_seed(self) -> int:
+        """Seed of stage one."""
+        return self.seed if self.train_vae.seed is None else self.train_vae.seed
 
     @property
     def prior_seed(self) -> int:

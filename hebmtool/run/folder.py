@@ -88,14 +88,22 @@ class Run:
     @staticmethod
     def check_same(old: Recipe, new: Recipe, parts: Iterable[str]) -> None:
         """Raise `HebmError` naming the first key within `parts` ("generator", "prior.kind") whose value differs."""
+        for key, (before, after) in Run.changes(old, new, parts).items():
+            raise HebmError(
+                f"the run was trained with {key} = {before} and the recipe now says {after}; set it back, or start "
+                "another run with name=NAME"
+            )
+
+    @staticmethod
+    def changes(old: Recipe, new: Recipe, parts: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+        """The keys within `parts` whose values differ, with what they were and what they are."""
         before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
         parts = tuple(parts)
-        for key in before | after:
-            if any(key == part or key.startswith(part + ".") for part in parts) and before.get(key) != after.get(key):
-                raise HebmError(
-                    f"the run was trained with {key} = {before.get(key)} and the recipe now says "
-                    f"{after.get(key)}; set it back, or start another run with name=NAME"
-                )
+        return {
+            key: (before.get(key), after.get(key))
+            for key in before | after
+            if any(key == part or key.startswith(part + ".") for part in parts) and before.get(key) != after.get(key)
+        }
 
     def check_stage_one(self, recipe: Recipe) -> Recipe:
         """The run's recipe, its data part brought up to `recipe`'s in what may change between the stages.

@@ -17,8 +17,8 @@ from hebmtool.prior import FlowPrior
 from hebmtool.recipe import Recipe
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training
-from hebmtool.train.prior import Ready, learning_rate, sample_grid
+from hebmtool.train.loop import Ema, Updates, load_training, log_changes, save_training
+from hebmtool.train.prior import MAY_CHANGE, Ready, learning_rate, sample_grid
 
 KIND = FlowPrior.kind
 STAGE = f"train-prior {KIND}"
@@ -34,19 +34,24 @@ class Persistent(nn.Module):
 
 # Longer than a screen: the training reads from top to bottom in one place.
 def train_flow(
-    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
+    recipe: Recipe,
+    run: Run,
+    device: torch.device,
+    resume: bool = False,
+    ready: Ready | None = None,
+    rewind: bool = False,
 ) -> FlowPrior:
     """Train the flow prior of `recipe`, and its generator, into `run`; returns it with averaged weights.
 
-    SIGINT and SIGTERM save and stop after the current update.
+    SIGINT, SIGTERM and SIGHUP save and stop after the current update.  With `rewind` it resumes from the checkpoint
+    before the last.
 
     Raises:
         HebmError: unusable data, a loss that ran away, a failed save, or stopped by a signal.
     """
     config = recipe.train_prior
     path, train_path = run.prior_path(KIND), run.prior_train_path(KIND)
-    if resume:
-        _check_resumable(recipe, run)
+    old = _check_resumable(recipe, run) if resume else None
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     hidden = masks.missing(recipe.data, images, recipe.seed)
     data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
@@ -64,9 +69,11 @@ def train_flow(
     averaged = FlowPrior.from_recipe(recipe, images.shape).to(device).eval().requires_grad_(False)
     step, kind = 0, f"{KIND} training"
     if resume:
-        step = load_training(train_path, kind, model, ema, optimizer, chains)
+        step = load_training(train_path, kind, model, ema, optimizer, chains, rewind)
         run.write_recipe(recipe)
     run.truncate_metrics(STAGE, step)
+    if old is not None:
+        log_changes(run, STAGE, step, old, recipe)
 
     def save(step: int) -> None:
         save_training(train_path, recipe, step, kind, model, ema, optimizer, chains)
@@ -88,11 +95,11 @@ def train_flow(
             z_0 = rows.randn(len(x), model.g.D).to(device)
             start = model.start(z_0, step) if chains is None else chains.z[indices]
             z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: rows.randn_like(like), observed)
-            if chains is not None:
-                chains.z[indices] = z
             loss, figures = model.loss(z, x, observed)
             # Apart: the two networks share a loss, not a scale.
             norms = updates.descend(loss, optimizer, model, ema, "flow.step_size or train_prior.lr", parts)
+            if chains is not None and not updates.skipped:
+                chains.z[indices] = z
             if updates.to_log:
                 value = loss.item()
                 updates.log(f"loss {value:.3g}", loss=value, **figures, z_std=z.std().item(), grad_norm=norms)
@@ -100,15 +107,15 @@ def train_flow(
     return averaged
 
 
-def _check_resumable(recipe: Recipe, run: Run) -> None:
-    """Raise HebmError where there is no flow to continue, or another recipe's."""
+def _check_resumable(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe of the flow to continue.  Raises HebmError where there is none, or another recipe's."""
     train_path = run.prior_train_path(KIND)
     if not train_path.is_file():
         raise HebmError(f"there is no '{KIND}' prior to resume in {run.path}; start a new one instead")
     old = checkpoint.recipe(train_path, checkpoint.header(train_path))
-    may_change = ("iterations", "lr", "lr_decay", "clip", *HOUSEKEEPING)
-    free = {key: getattr(recipe.train_prior, key) for key in may_change}
-    old.train_prior = old.train_prior.model_copy(update=free)
-    old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
-    old.flow.test_steps = recipe.flow.test_steps
-    Run.check_same(old, recipe, ["data", "prior.kind", "flow", "train_prior", "seed"])
+    free = {key: getattr(recipe.train_prior, key) for key in MAY_CHANGE}
+    alike = old.model_copy(update={"train_prior": old.train_prior.model_copy(update=free)})
+    alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+    alike.flow = old.flow.model_copy(update={key: getattr(recipe.flow, key) for key in ("test_steps", "step_size")})
+    Run.check_same(alike, recipe, ["data", "prior.kind", "flow", "train_prior", "seed"])
+    return old

@@ -20,21 +20,22 @@ from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import load_prior
-from hebmtool.train.loop import Ema, Updates, load_training, save_training
+from hebmtool.train.loop import Ema, Updates, load_training, log_changes, save_training
 
 TEST_BATCH = 250
 
 
 def train_labels(
-    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, again: bool = True
+    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, again: bool = True, rewind: bool = False
 ) -> dict[str, dict]:
     """Learn p(y | z, t) for every label of `recipe.prior.labels`, on posterior u_t of all levels, on the generator as
     the prior reads it.
 
-    Returns, for each, its accuracy on the test images at every level.  SIGINT and SIGTERM save and stop.
+    Returns, for each, its accuracy on the test images at every level.  SIGINT, SIGTERM and SIGHUP save and stop.
 
     Arguments:
         again: whether a label that the run has already is a mistake; else it is passed over.
+        rewind: resume from the checkpoint before the last.
 
     Raises:
         HebmError: no prior, no such label, training that diverged, a failed save, or stopped by a signal.
@@ -63,7 +64,7 @@ def train_labels(
     run.write_recipe(kept)  # the attributes' definitions, which judging them needs
     results = {}
     for name in names:
-        results[name] = _train_label(name, recipe, run, generator, images, test, resume)
+        results[name] = _train_label(name, recipe, run, generator, images, test, resume, rewind)
         run.set_figure(f"label_accuracy.{name}", results[name]["accuracy"])
         shown = ", ".join(f"{100 * a:.1f}%" for a in results[name]["accuracy"])
         note(f"label {name}: p(y | z, t) is right on {shown} of the test images at levels 0, 1, ...")
@@ -78,6 +79,7 @@ def _train_label(
     images: data.Images,
     test: data.Images,
     resume: bool,
+    rewind: bool,
 ) -> dict:
     config, schedule, stage = recipe.train_prior, Schedule(recipe.prior.levels), f"train-prior label {name}"
     y, values = values_of(name, images, recipe.data)
@@ -97,9 +99,12 @@ def _train_label(
         "made_of": recipe.data.attributes.get(name),
         "whitening": generator.whitening_digest,
     }
-    if resume and _resumable(name, recipe, run, extra):
-        step = load_training(train_path, "label training", label, ema, optimizer)
+    old = _resumable(name, recipe, run, extra) if resume else None
+    if old is not None:
+        step = load_training(train_path, "label training", label, ema, optimizer, rewind=rewind)
     run.truncate_metrics(stage, step)
+    if old is not None:
+        log_changes(run, stage, step, old, recipe)
 
     def save(step: int) -> None:
         save_training(train_path, recipe, step, "label training", label, ema, optimizer, origin=extra)
@@ -126,15 +131,16 @@ def _train_label(
     return {"accuracy": accuracy(label, generator, test, y_test, recipe), "values": values}
 
 
-def _resumable(name: str, recipe: Recipe, run: Run, extra: dict) -> bool:
-    """Whether there is a training of the label to continue.  Raises HebmError where there is another one's."""
+def _resumable(name: str, recipe: Recipe, run: Run, extra: dict) -> Recipe | None:
+    """The recipe of the label's training to continue, None where there is none.  Raises HebmError where it is of
+    something else."""
     path, train_path = run.label_path(name), run.label_train_path(name)
     if not train_path.is_file():
         if path.is_file():
             raise HebmError(
                 f"{train_path} is missing, so the label '{name}' cannot be resumed; move {path} away to start anew"
             )
-        return False
+        return None
     header = checkpoint.header(train_path)
     kept = {"whitening": None} | header.extra
     same = is_of(kept.pop("generator", None), run.generator_path)
@@ -143,10 +149,11 @@ def _resumable(name: str, recipe: Recipe, run: Run, extra: dict) -> bool:
             f"{train_path} was learned on another generator, other values or other whitened latents than there are "
             "now; move it away to start anew"
         )
-    same = ["label_lr", "seed", "batch_size", "weight_decay", "ema", "clip"]
+    same = ["batch_size", "weight_decay", "ema"]
     what = ["prior.energy", "prior.levels", "prior.label_layers", "seed", *(f"train_prior.{key}" for key in same)]
-    Run.check_same(checkpoint.recipe(train_path, header), recipe, what)
-    return True
+    old = checkpoint.recipe(train_path, header)
+    Run.check_same(old, recipe, what)
+    return old
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hebmtool.console import progress
+from hebmtool.console import note, progress
 from hebmtool.errors import HebmError
+from hebmtool.files import link_over
 from hebmtool.noise import derive_seed
 from hebmtool.recipe import Recipe, TrainPrior, TrainVae
 from hebmtool.run import checkpoint
@@ -30,6 +31,8 @@ HOUSEKEEPING = ("log_every", "sample_every", "save_every")
 LOSS_BOUND = 1e15
 # A weight beyond this has, though the loss may not show it yet.
 WEIGHT_BOUND = 1e8
+# Updates that may be skipped one after another, where any may: more is no accident.
+SKIPPED_IN_A_ROW = 3
 
 
 def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) -> float:
@@ -81,6 +84,8 @@ class Updates:
         show: show(step) draws pictures; not called after the last update, when there is more to say.
         kept: the checkpoint that sampling reads.  Where no update is left and it has them all, it is left as it is.
 
+    skipped: whether the update being made was passed over (`descend`).
+
     Raises, on iterating: `HebmError` when a signal has stopped it, after saving.
     """
 
@@ -101,6 +106,10 @@ class Updates:
 
     def __enter__(self) -> Self:
         self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
+        self.skipped, self._in_a_row = False, 0
+        if self.run.metrics(self._skips):
+            self.run.truncate_metrics(self._skips, self.step)
+        self._skipped_before = len(self.run.metrics(self._skips))
         with ExitStack() as stack:
             self._stop = stack.enter_context(StopSignals())
             self._bar = stack.enter_context(progress(self.stage, self.total, self.step))
@@ -145,6 +154,8 @@ class Updates:
         """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, or in
         each of its `parts` when they are clipped apart.
 
+        Where it is not finite, and the recipe's `skip` has some left, the update is passed over: `skipped` is true.
+
         Raises:
             HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.
         """
@@ -153,18 +164,54 @@ class Updates:
         clip = self.config.clip
         norms = [torch.nn.utils.clip_grad_norm_(list(p.parameters()), clip).item() for p in parts or [module]]
         value = loss.item()
-        if not (abs(value) < LOSS_BOUND and all(map(math.isfinite, norms))):  # NaN fails both
+        finite = all(map(math.isfinite, [value, *norms]))
+        self.skipped = not finite and self._may_skip()
+        if self.skipped:
+            self._skip(value, norms, module, ema)
+            return norms
+        self._in_a_row = 0
+        if not (finite and abs(value) < LOSS_BOUND):
             found = f"loss {value:.4g}, gradient norm {max(norms):.4g}"
-            raise HebmError(f"training diverged at update {self.step + 1}: {found}; {self._way_out(knobs)}")
+            if self._skipped_before:
+                found += f", after {self._skipped_before} skipped update(s)"
+            raise HebmError(f"training diverged at update {self.step + 1}: {found}; {self._way_out(knobs, finite)}")
         optimizer.step()
         ema.update(module, self.step)
         return norms
 
-    def _way_out(self, knobs: str) -> str:
-        if self.kept is not None and self.kept.is_file():
-            made = checkpoint.header(self.kept).step
-            return f"{self.run.path} holds what there was after {made} updates; lower {knobs} and resume it"
-        return f"nothing was saved before; lower {knobs} and start again"
+    @property
+    def _skips(self) -> str:
+        """Names the records of skipped updates."""
+        return f"{self.stage} skipped"
+
+    def _may_skip(self) -> bool:
+        return self._skipped_before < self.config.skip and self._in_a_row < SKIPPED_IN_A_ROW
+
+    @torch.no_grad()
+    def _skip(self, loss: float, norms: list[float], module: nn.Module, ema: Ema) -> None:
+        """Pass the update over: parameters stay, and statistics that it spoiled are the average's again."""
+        for name, buffer in module.named_buffers():
+            if name in ema.tensors and not buffer.isfinite().all():
+                buffer.copy_(ema.tensors[name])
+        self._skipped_before += 1
+        self._in_a_row += 1
+        self.run.log(self._skips, self.step + 1, loss=loss, grad_norm=norms, skipped=self._skipped_before)
+        note(
+            f"update {self.step + 1} is skipped, its gradient is not finite: loss {loss:.4g}, gradient norm "
+            f"{max(norms):.4g} ({self._skipped_before} of at most {self.config.skip})"
+        )
+
+    def _way_out(self, knobs: str, finite: bool) -> str:
+        lower, part = f"lower {knobs}", knobs.split()[-1].partition(".")[0]
+        if not finite:
+            lower += f", or raise {part}.skip to pass over a few such updates,"
+        if self.kept is None or not self.kept.is_file():
+            return f"nothing was saved before; {lower} and start again"
+        made = checkpoint.header(self.kept).step
+        return (
+            f"{self.run.path} holds what there was after {made} updates; {lower} and resume it, or should that not "
+            "help, rewind it to what was saved before the last"
+        )
 
     @property
     def to_log(self) -> bool:
@@ -193,7 +240,8 @@ def check_sane(tensors: dict[str, Tensor], path: Path, step: int) -> None:
             before = f"; {path} is kept as it was saved before" if path.is_file() else ""
             raise HebmError(
                 f"training ran away by update {step}: '{name}' reaches {largest:.3g}, where at most {WEIGHT_BOUND:.0e} "
-                f"can be gone on from{before}; lower the learning rate, and {'resume' if before else 'start again'}"
+                f"can be gone on from{before}; lower the learning rate, and "
+                + ("resume, or rewind to what was saved before that" if before else "start again")
             )
 
 
@@ -210,6 +258,8 @@ def save_training(
 ) -> None:
     """Everything needed to continue after `step` updates, in one file; `origin` goes into its header.
 
+    What was saved before is kept beside it (`good_path`), since training went on from it without trouble.
+
     Raises:
         HebmError: the weights have run away, though no loss has told of it yet; what was saved before stays.
     """
@@ -218,7 +268,22 @@ def save_training(
     tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
     if extra is not None:
         tensors |= prefixed("extra", extra.state_dict())
+    _keep_good(path, step)
     checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step, extra=origin)
+
+
+def good_path(path: Path) -> Path:
+    """Of a training's state: what was saved before the last."""
+    return path.with_name(f"{path.name}.good")
+
+
+def _keep_good(path: Path, step: int) -> None:
+    """Keep what `path` holds, if it is of fewer updates than `step`, under another name too."""
+    good = good_path(path)
+    if not path.is_file():
+        good.unlink(missing_ok=True)  # of another training, which was moved away
+    elif checkpoint.header(path).step < step:
+        link_over(path, good)
 
 
 def load_training(
@@ -228,9 +293,20 @@ def load_training(
     ema: Ema,
     optimizer: torch.optim.Optimizer,
     extra: nn.Module | None = None,
+    rewind: bool = False,
 ) -> int:
-    """Restore what `save_training` wrote; returns the number of updates done."""
-    tensors, header = checkpoint.load(path, kind=kind)
+    """Restore what `save_training` wrote; returns the number of updates done.
+
+    Arguments:
+        rewind: take what was saved before the last, which then takes the last one's place.
+
+    Raises:
+        HebmError: there is nothing to rewind to, or the file is unusable.
+    """
+    source = good_path(path) if rewind else path
+    if rewind and not source.is_file():
+        raise HebmError(f"nothing was saved before {path}, so it cannot be rewound; resume it, or start anew")
+    tensors, header = checkpoint.load(source, kind=kind)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
@@ -241,7 +317,17 @@ def load_training(
     checkpoint.restore_optimizer(optimizer, part("optimizer"))
     if extra is not None:
         checkpoint.load_into(extra, part("extra"), path)
+    if rewind:
+        source.replace(path)
     return header.step
+
+
+def log_changes(run: Run, stage: str, step: int, before: Recipe, now: Recipe) -> None:
+    """Record what a training goes on with otherwise than it began."""
+    found = Run.changes(before, now, ["train_vae" if stage == "train-vae" else "train_prior", "flow"])
+    changed = {key: values for key, values in found.items() if key.rpartition(".")[2] not in HOUSEKEEPING}
+    if changed:
+        run.log(f"{stage} resumed", step, changed=changed)
 
 
 class StopSignals:

@@ -27,10 +27,16 @@ from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import STATISTICS, WHITENING, load_generator
 from hebmtool.train import labels
-from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training
+from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training
 
 Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
+
+MAY_CHANGE = (
+    *("iterations", "lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "label_iterations", "label_lr"),
+    *HOUSEKEEPING,
+)
+"""What a training may go on with otherwise than it began."""
 
 BATCH = 250
 """Images encoded at a time."""
@@ -84,11 +90,17 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
 
 # Longer than a screen: the training reads from top to bottom in one place.
 def train_prior(
-    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
+    recipe: Recipe,
+    run: Run,
+    device: torch.device,
+    resume: bool = False,
+    ready: Ready | None = None,
+    rewind: bool = False,
 ) -> Prior:
     """Train the prior of `recipe` on the run's generator; returns it with averaged weights, as it is sampled.
 
-    SIGINT and SIGTERM save and stop after the current update.
+    SIGINT, SIGTERM and SIGHUP save and stop after the current update.  With `rewind` it resumes from the checkpoint
+    before the last.
 
     Raises:
         HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
@@ -101,7 +113,7 @@ def train_prior(
     whole = load_generator(run, device)
     origin = {"generator": contents(run.generator_path)}
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
-    _check_place(recipe, run, resume)
+    old = _check_place(recipe, run, resume)
     kept = run.check_stage_one(recipe)
     unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
     if unfinished > 0 and recipe.train_vae == kept.train_vae:
@@ -119,8 +131,10 @@ def train_prior(
     averaged = make_prior(ground.sampled, recipe.prior).eval().requires_grad_(False)
     step, stage = 0, f"train-prior {kind}"
     if resume:
-        step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening)
+        step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening, rewind)
     run.truncate_metrics(stage, step)
+    if old is not None:
+        log_changes(run, stage, step, old, recipe)
 
     def save(step: int) -> None:
         save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, origin)
@@ -149,8 +163,9 @@ def train_prior(
     return averaged
 
 
-def _check_place(recipe: Recipe, run: Run, resume: bool) -> None:
-    """Raise HebmError where a prior of this kind is there already, or with `resume` none that could be continued."""
+def _check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
+    """Raise HebmError where a prior of this kind is there already, or with `resume` none that could be continued; the
+    recipe of what is to be continued."""
     kind = recipe.prior.kind
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
     if not resume:
@@ -159,23 +174,23 @@ def _check_place(recipe: Recipe, run: Run, resume: bool) -> None:
                 f"{run.path} has a '{kind}' prior already; resume it, move {path.name} and {train_path.name} away, or "
                 "copy the run's folder and train in the copy with name=COPY"
             )
-        return
+        return None
     if not train_path.is_file():
         raise HebmError(f"there is no '{kind}' prior to resume in {run.path}; start a new one instead")
     header = checkpoint.header(train_path)
     # A finished prior may be trained on, at another learning rate too.
     old = checkpoint.recipe(train_path, header)
-    may_change = ("iterations", "lr", "lr_decay", "clip", "label_iterations", "label_lr", *HOUSEKEEPING)
-    free = {key: getattr(recipe.train_prior, key) for key in may_change}
-    old.train_prior = old.train_prior.model_copy(update=free)
+    free = {key: getattr(recipe.train_prior, key) for key in MAY_CHANGE}
+    alike = old.model_copy(update={"train_prior": old.train_prior.model_copy(update=free)})
     may_change = ["labels", "label_layers", *(_sampler(old, recipe))]
-    old.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in may_change})
-    Run.check_same(old, recipe, ["prior", "train_prior"])
+    alike.prior = old.prior.model_copy(update={key: getattr(recipe.prior, key) for key in may_change})
+    Run.check_same(alike, recipe, ["prior", "train_prior"])
     if not is_of(header.extra.get("generator"), run.generator_path):
         raise HebmError(
             f"{train_path} was trained on another generator than {run.generator_path} is now; move it away and "
             "start a new one"
         )
+    return old
 
 
 def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:

@@ -25,13 +25,16 @@ from hebmtool.recipe import Recipe, TrainVae
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import KIND
-from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, save_training, warm_cosine
+from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training, warm_cosine
 
-# What a training may go on with otherwise than it began: how far, how fast, and when something is written.
-MAY_CHANGE = ("iterations", "lr", "lr_min", "lr_warmup", "clip", *HOUSEKEEPING)
+# What a training may go on with otherwise than it began: how far, how fast, by which draws, and when something is
+# written.
+MAY_CHANGE = (
+    *("iterations", "lr", "lr_min", "lr_warmup", "kl_warmup", "kl_start", "clip", "skip", "seed"),
+    *HOUSEKEEPING,
+)
 LEAST = 2
 """Images of a batch: BatchNorm wants as many."""
-
 SHOWN = 512
 """Test images of the bound while training."""
 
@@ -82,41 +85,45 @@ def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, dev
     if not math.isfinite(total):
         raise HebmError(
             f"the bound on {n} test images is not finite, though training's was: the averaged BatchNorm statistics "
-            "have left the numbers; train again with a lower train_vae.lr"
+            "have left the numbers; rewind to what was saved before and resume with a lower train_vae.lr, or start "
+            "another run with name=NAME"
         )
     return Bound(total / n, bits / n, (kl / n).tolist())
 
 
 # Longer than a screen: the training reads from top to bottom in one place.
-def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False) -> Bound:
+def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False, rewind: bool = False) -> Bound:
     """Train the generator of `recipe` into `run`; returns the bound on the test split.
 
-    SIGINT and SIGTERM save and stop after the current update.
+    SIGINT, SIGTERM and SIGHUP save and stop after the current update.  With `rewind` it resumes from the checkpoint
+    before the last.
 
     Raises:
         HebmError: unusable data, a loss that is no longer finite, a failed save, or stopped by a signal.
     """
-    config = recipe.train_vae
+    config, old = recipe.train_vae, None
     if resume:
         if not run.generator_train_path.is_file():
             raise HebmError(f"there is no generator to resume in {run.path}; start a new one instead")
         old = checkpoint.recipe(run.generator_train_path, checkpoint.header(run.generator_train_path))
         free = {key: getattr(config, key) for key in MAY_CHANGE}
-        old.train_vae = old.train_vae.model_copy(update=free)
-        old.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
-        Run.check_same(old, recipe, ["generator", "train_vae", "data", "seed"])
+        alike = old.model_copy(update={"train_vae": old.train_vae.model_copy(update=free)})
+        alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
+        Run.check_same(alike, recipe, ["generator", "train_vae", "data", "seed"])
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    torch.manual_seed(derive_seed(recipe.seed, "generator"))
+    torch.manual_seed(derive_seed(recipe.vae_seed, "generator"))
     generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
     penalty = SpectralPenalty(generator).to(device)
     optimizer = torch.optim.Adamax(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     ema = Ema(generator, config.ema)
     step = 0
     if resume:
-        step = load_training(run.generator_train_path, f"{KIND} training", generator, ema, optimizer, penalty)
+        step = load_training(run.generator_train_path, f"{KIND} training", generator, ema, optimizer, penalty, rewind)
         run.write_recipe(recipe)
     for stage in ("train-vae", "train-vae-test"):
         run.truncate_metrics(stage, step)
+    if resume:
+        log_changes(run, "train-vae", step, old, recipe)
 
     averaged = Tower(recipe.generator, images.shape, recipe.data.bits).to(device).eval()
     sizes = torch.tensor([float(math.prod(shape[1:])) for shape in generator.latent_shapes], device=device)
@@ -139,10 +146,10 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
 
     generator.train()
     with Updates(
-        run, "train-vae", recipe.seed, config, config.iterations, step, save, show, run.generator_path
+        run, "train-vae", recipe.vae_seed, config, config.iterations, step, save, show, run.generator_path
     ) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.seed, step, LEAST))
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.vae_seed, step, LEAST))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
