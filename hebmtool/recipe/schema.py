@@ -18,6 +18,7 @@ from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCE
 
 CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
 CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
+SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
 CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
 
 
@@ -148,9 +149,6 @@ def _check_cell_map(cells: Mapping) -> None:
                 f"generator.cells.{role} is {show(ops)}, but must be a list of one or two ops, each res_bnswish or "
                 "mconv_e<expansion>k<kernel>g0 with a kernel of odd size"
             )
-
-
-SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
 
 
 class TrainVae(Part):
@@ -367,11 +365,6 @@ class Recipe(Part):
     flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
-
-    @property
-    def vae_seed(self) -> int:
-        """Seed of stage one."""
-        return self.seed if self.train_vae.seed is None else self.train_vae.seed
 
     @property
     def prior_seed(self) -> int:

@@ -102,6 +102,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         HebmError: unusable data, a loss that is no longer finite, a failed save, or stopped by a signal.
     """
     config, old = recipe.train_vae, None
+    seed = recipe.seed if config.seed is None else config.seed
     if resume:
         if not run.generator_train_path.is_file():
             raise HebmError(f"there is no generator to resume in {run.path}; start a new one instead")
@@ -111,7 +112,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(alike, recipe, ["generator", "train_vae", "data", "seed"])
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
-    torch.manual_seed(derive_seed(recipe.vae_seed, "generator"))
+    torch.manual_seed(derive_seed(seed, "generator"))
     generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
     penalty = SpectralPenalty(generator).to(device)
     optimizer = torch.optim.Adamax(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -145,11 +146,9 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         return found
 
     generator.train()
-    with Updates(
-        run, "train-vae", recipe.vae_seed, config, config.iterations, step, save, show, run.generator_path
-    ) as updates:
+    with Updates(run, "train-vae", seed, config, config.iterations, step, save, show, run.generator_path) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.vae_seed, step, LEAST))
+            batch = images.batch(data.batch_indices(len(images), config.batch_size, seed, step, LEAST))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
