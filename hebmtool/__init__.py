@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from hebmtool.api import Model as Model
     from hebmtool.api import compare as compare
     from hebmtool.api import evaluate as evaluate
+    from hebmtool.api import export as export
     from hebmtool.api import import_nvae as import_nvae
     from hebmtool.api import info as info
     from hebmtool.api import load as load
+    from hebmtool.api import pull as pull
+    from hebmtool.api import push as push
     from hebmtool.api import train_prior as train_prior
     from hebmtool.api import train_vae as train_vae
     from hebmtool.errors import HebmError as HebmError
@@ -38,9 +41,12 @@ PLACES = {
     "UsageError": "hebmtool.errors",
     "compare": "hebmtool.api",
     "evaluate": "hebmtool.api",
+    "export": "hebmtool.api",
     "import_nvae": "hebmtool.api",
     "info": "hebmtool.api",
     "load": "hebmtool.api",
+    "pull": "hebmtool.api",
+    "push": "hebmtool.api",
     "train_prior": "hebmtool.api",
     "train_vae": "hebmtool.api",
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hebmtool.cli import draw, images, latents, look, recipes, train
+from hebmtool.cli import draw, images, latents, look, recipes, share, train
 from hebmtool.cli.failures import explain, hush
 from hebmtool.console import protect, stderr
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "Use": (draw.sample, draw.hier_sample, draw.controllable, images.ood_score, images.reconstruct, images.inpaint),
     "Latents": (latents.encode, latents.decode, latents.interpolate),
     "Look": (look.info, look.evaluate, look.compare, look.diagnose, images.flow_match, look.report),
+    "Share": (share.export, share.push, share.pull),
 }
 """By the panel of the help they stand in, in order; a command's name is its function's."""
 

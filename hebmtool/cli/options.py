@@ -148,13 +148,18 @@ Rewind = Annotated[
 ]
 RunNamed = Annotated[
     str | None,
-    typer.Argument(metavar="RUN", help="A run's name or folder.", show_default="the newest run", autocompletion=_runs),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's name or folder, or hf://USER/NAME on the hub.",
+        show_default="the newest run",
+        autocompletion=_runs,
+    ),
 ]
 Run = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="A run's name or folder.",
+        help="A run's name or folder, or hf://USER/NAME on the hub.",
         show_default="the newest run",
         autocompletion=_runs,
         rich_help_panel=WHERE,

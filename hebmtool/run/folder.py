@@ -24,6 +24,7 @@ from hebmtool import files
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import Recipe, dump, load
 from hebmtool.recipe.words import KINDS
+from hebmtool.run import hub
 from hebmtool.run.header import brings_generator
 
 
@@ -62,10 +63,13 @@ class Run:
 
     @classmethod
     def open(cls, path_or_name: str | Path | None, root: str | Path) -> Self:
-        """The run of that name under `root`, or in that folder; for None, the run with the newest checkpoint.
+        """The run of that name under `root`, or in that folder, or on a hub ("hf://user/name"); for None, the run with
+        the newest checkpoint.
 
         Raises `HebmError` when there is none.
         """
+        if hub.is_address(path_or_name):
+            return cls(hub.pull(path_or_name))
         root = Path(root)
         runs = [cls(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
         if path_or_name is None:

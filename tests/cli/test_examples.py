@@ -44,6 +44,7 @@ SHORTER = {
 SKIPPED = {
     "--fid": "judges by Inception, which is not to be had without a network",
     "pip install": "installs the package, and runs these tests",
+    "somebody/": "needs a hub; tests/cli/test_sharing.py has one on this machine",
 }
 FEW = 1  # examples of a command that always run
 LONG = ("diagnose",)  # takes minutes, however small the world

@@ -1,0 +1,117 @@
+"""`hebm export`, `push` and `pull`, against a stand-in for the hub (`hub.py`): what goes out comes back the same."""
+
+import re
+import sys
+
+import pytest
+import yaml
+from hub import TOKEN, Hub, sha
+from PIL import Image
+
+from hebmtool import recipe
+from hebmtool.run import checkpoint
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def elsewhere(hub, spawn, tmp_path):
+    """The command in a process of its own: where the hub is, is read when its client is imported."""
+
+    def run(*arguments, **env):
+        settings = {"HF_ENDPOINT": hub.address, "HF_HOME": tmp_path / "hf", "HF_TOKEN": TOKEN} | env
+        return spawn(*arguments, env=settings, cwd=tmp_path).finish()
+
+    return run
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_goes_to_the_hub_and_comes_back_bit_for_bit(elsewhere, hub, tiny, tmp_path):
+    status, out, err = elsewhere("push", tiny / "digits", "somebody/digits")
+    assert (status, out) == (0, f"{hub.address}/somebody/digits\n"), err
+    sent = {name: content for name, content in hub.repositories["somebody/digits"][-1].items() if name[0] != "."}
+    assert {"recipe.yaml", "README.md", "generator.safetensors", "prior-ebm.safetensors", "samples.png"} <= set(sent)
+    assert not any(".train." in name for name in sent)
+
+    status, out, err = elsewhere("pull", "somebody/digits")
+    assert status == 0, err
+    assert files(type(tmp_path)(out.strip())) == sent
+    before = len(hub.asked)
+    drawn = {}
+    for name, where in {"own": tiny / "digits", "hub": "hf://somebody/digits"}.items():
+        status, _, err = elsewhere("sample", "--run", where, "-n", 3, "--out", f"{name}.npz", HF_TOKEN="")
+        assert status == 0, err
+        drawn[name] = (tmp_path / f"{name}.npz").read_bytes()
+    assert drawn["own"] == drawn["hub"]
+    # What is here is not fetched again.
+    assert not [asked for asked in hub.asked[before:] if asked.startswith("GET") and "/resolve/" in asked]
+    assert elsewhere("info", f"hf://somebody/digits@{sha(1)}")[0] == 0
+    assert "not at that revision" in elsewhere("info", "hf://somebody/digits@absent")[2]
+    # Nor is a network needed for it.
+    status, _, err = elsewhere("info", "hf://somebody/digits", HF_HUB_OFFLINE="1")
+    assert status == 0, err
+
+
+def test_what_goes_wrong_is_a_sentence(elsewhere, tiny):
+    cases = [
+        (("pull", "nowhere"), {}, 2, "names no run on a hub"),
+        (("pull", "somebody/absent"), {}, 1, "no run hf://somebody/absent"),
+        (("info", "hf://somebody/absent"), {}, 1, "no run hf://somebody/absent"),
+        (("push", tiny / "digits", "somebody/other"), {"HF_TOKEN": "wrong"}, 1, "refuses|may not|who asks"),
+        (("pull", "somebody/absent"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot be reached"),
+    ]
+    for words, env, expected, said in cases:
+        status, out, err = elsewhere(*words, **env)
+        assert (status, out) == (expected, ""), (words, err)
+        assert re.search(said, err) and "Traceback" not in err and len(err.splitlines()) == 1, err
+
+
+def test_without_its_client_it_says_what_to_install(child, tiny):
+    program = (
+        "import sys; sys.modules['huggingface_hub'] = None; sys.argv = ['hebm', 'pull', 'a/b'];"
+        "from hebmtool.cli.main import main; main()"
+    )
+    status, _, err = child(sys.executable, "-c", program).finish()
+    assert status == 1 and 'pip install "hebmtool[hub]"' in err
+
+
+def test_an_export_is_a_run_without_what_only_training_needs(hebm, tiny, copied, tmp_path):
+    path = copied / "digits" / "recipe.yaml"
+    path.write_text(path.read_text().replace("path: null", f"path: {tmp_path}/mine.npz"))
+    status, out, err = hebm("export", copied / "digits", "--out", tmp_path / "given")
+    assert (status, out) == (0, f"{tmp_path / 'given'}\n"), err
+    assert not list((tmp_path / "given").glob("*.train.*")) and not (tmp_path / "given" / "metrics.jsonl").exists()
+    assert recipe.load(tmp_path / "given" / "recipe.yaml").data.path is None
+    for name in ("generator", "prior-ebm", "prior-diffusion-ebm", "label-class"):
+        here, there = (
+            checkpoint.load(root / f"{name}.safetensors")[0] for root in (tiny / "digits", tmp_path / "given")
+        )
+        assert here.keys() == there.keys() and all(here[key].equal(there[key]) for key in here)
+    for kind in ("gaussian", "ebm", "diffusion-ebm"):
+        for where in (tiny / "digits", tmp_path / "given"):
+            how = ("--prior", kind, "-n", 2, "--force", "--out", tmp_path / f"{where.name}.npz")
+            assert hebm("sample", "--run", where, *how)[0] == 0
+        assert (tmp_path / "digits.npz").read_bytes() == (tmp_path / "given.npz").read_bytes()
+    status, _, err = hebm("export", copied / "digits", "--out", tmp_path / "given")
+    assert status == 1 and "exists" in err
+
+
+def test_the_card_says_what_it_is_and_how_it_is_used(hebm, tiny, tmp_path):
+    assert hebm("export", tiny / "digits", "--out", tmp_path / "given")[0] == 0
+    card = (tmp_path / "given" / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "hebmtool"
+    assert "hebm report given" in body and "![" in body
+    [shown] = re.findall(r"```yaml\n(.*?)```", body, re.DOTALL)
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert recipe.load(tmp_path / "shown.yaml") == recipe.load(tmp_path / "given" / "recipe.yaml")
+    with Image.open(tmp_path / "given" / "samples.png") as picture:
+        assert picture.width > picture.height > 48
