@@ -82,7 +82,8 @@ def train_prior(
 ) -> dict:
     """Stage two: train a prior on the recipe's generator, measure its prior-hole closure, then learn the labels of
     `prior.labels`.  A run holds one prior of each kind.  A flow prior is learned together with a generator of its own,
-    in a run of its own, without a stage one.
+    in a run of its own, without a stage one.  With `train_prior.joint` an energy-based prior is learned together with
+    the recipe's generator and encoder, from where stage one left them; its checkpoint has them as they then are.
 
     Arguments:
         recipe, overrides, runs, device, resume, rewind: as `train_vae`'s; finetuning rewinds the labels.
@@ -117,7 +118,11 @@ def train_prior(
     if settings.one_stage:
         return _one_stage(settings, runs, judge, resume, rewind)
     from hebmtool.train.labels import train_labels
-    from hebmtool.train.prior import train_prior as train
+
+    if settings.train_prior.joint:
+        from hebmtool.train.joint import train_joint as train
+    else:
+        from hebmtool.train.prior import train_prior as train
 
     with Run.open(runs / settings.name, runs).lock() as run:
         run.require_generator()

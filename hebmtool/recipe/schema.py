@@ -326,6 +326,10 @@ class TrainPrior(Part):
         strict=False,  # a YAML list is not a tuple
         description="Adam's averaging coefficients",
     )
+    joint: bool = Field(
+        False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"
+    )
+    generator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of these two")
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
@@ -375,6 +379,19 @@ class Recipe(Part):
     def one_stage(self) -> bool:
         """Whether prior and generator are learned together, in stage two; there is no stage one then."""
         return self.prior.kind == "flow"
+
+    @model_validator(mode="after")
+    def _joint_fits(self) -> "Recipe":
+        config = self.train_prior
+        for key, given, why in (
+            ("prior.kind", self.prior.kind if self.prior.kind == "flow" else None, "it learns its generator anyway"),
+            ("prior.whiten", self.prior.whiten, "latents that are still being learned cannot be whitened"),
+            ("train_prior.precision", config.precision if config.precision != "float32" else None, "it is in float32"),
+            ("train_prior.readjust_bn", config.readjust_bn, "it keeps the BatchNorm statistics of stage one"),
+        ):
+            if config.joint and given:
+                raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
+        return self
 
     @model_validator(mode="after")
     def _kind_fits(self) -> "Recipe":

@@ -33,7 +33,7 @@ Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
 MAY_CHANGE = (
-    *("iterations", "lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "label_iterations", "label_lr"),
+    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "label_iterations", "label_lr"),
     *HOUSEKEEPING,
 )
 """What a training may go on with otherwise than it began."""
@@ -113,12 +113,12 @@ def train_prior(
     whole = load_generator(run, device)
     origin = {"generator": contents(run.generator_path)}
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
-    old = _check_place(recipe, run, resume)
+    old = check_place(recipe, run, resume)
     kept = run.check_stage_one(recipe)
     unfinished = recipe.train_vae.iterations - checkpoint.header(run.generator_path).step
     if unfinished > 0 and recipe.train_vae == kept.train_vae:
         note(f"the generator in {run.path} stopped {unfinished} updates early; the prior is trained on it as it is")
-    images = _images(recipe, run, whole, ready)
+    images = training_images(recipe, run, whole, ready)
     run.write_recipe(kept.model_copy(update={k: getattr(recipe, k) for k in ("prior", "train_prior", "evaluate")}))
 
     ground = _ground(recipe, whole, images, resume)
@@ -163,7 +163,7 @@ def train_prior(
     return averaged
 
 
-def _check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
+def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
     """Raise HebmError where a prior of this kind is there already, or with `resume` none that could be continued; the
     recipe of what is to be continued."""
     kind = recipe.prior.kind
@@ -201,7 +201,7 @@ def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
     return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast")
 
 
-def _images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:
+def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:
     """The training images, after everything that would stop learning on them has been looked at."""
     images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
     if ready is not None:

@@ -14,6 +14,7 @@ from hebmtool.errors import HebmError
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.train.flow import train_flow
+from hebmtool.train.joint import train_joint
 from hebmtool.train.labels import train_labels
 from hebmtool.train.loop import Updates
 from hebmtool.train.prior import train_prior
@@ -41,6 +42,11 @@ CASES = {
         ("digits", DIGITS, ["prior.whiten=true", "train_prior.iterations=6", "train_prior.lr_decay=0.9"]),
         lambda settings, run, resume: train_prior(settings, run, CPU, resume),
         ["prior-diffusion-ebm.safetensors", "prior-diffusion-ebm.train.safetensors"],
+    ),
+    "generator and energy jointly": (
+        ("digits", DIGITS, ["prior.kind=ebm", "train_prior.iterations=6", "train_prior.joint=true"]),
+        lambda settings, run, resume: train_joint(settings, run, CPU, resume),
+        ["prior-ebm.safetensors", "prior-ebm.train.safetensors"],
     ),
     "label": (
         ("digits", DIGITS, ["prior.labels=[odd]", ODD, "train_prior.label_iterations=6"]),
