@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hebmtool.errors import did_you_mean
+from hebmtool.recipe import together
 from hebmtool.recipe.mistakes import show
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
 
@@ -381,34 +382,7 @@ class Recipe(Part):
         return self.prior.kind == "flow"
 
     @model_validator(mode="after")
-    def _joint_fits(self) -> "Recipe":
-        config = self.train_prior
-        for key, given, why in (
-            ("prior.kind", self.prior.kind if self.prior.kind == "flow" else None, "it learns its generator anyway"),
-            ("prior.whiten", self.prior.whiten, "latents that are still being learned cannot be whitened"),
-            ("train_prior.precision", config.precision if config.precision != "float32" else None, "it is in float32"),
-            ("train_prior.readjust_bn", config.readjust_bn, "it keeps the BatchNorm statistics of stage one"),
-        ):
-            if config.joint and given:
-                raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
-        return self
-
-    @model_validator(mode="after")
-    def _kind_fits(self) -> "Recipe":
-        if self.prior.kind == "flow" and self.prior.labels:
-            raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
-        if self.data.missing is not None and self.prior.kind != "flow":
-            raise ValueError(
-                f"data.missing needs prior.kind flow, and it is {self.prior.kind}: an encoder reads whole images; "
-                "remove data.missing, or change prior.kind"
-            )
-        if self.data.missing is not None and self.data.flip:
-            raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
-        if self.prior.kind == "flow":
-            if self.flow.persistent and self.data.flip:
-                raise ValueError(
-                    "data.flip mirrors images and flow.persistent goes on with their chains; set one of them"
-                )
-            if self.train_prior.precision != "float32":
-                raise ValueError("train_prior.precision is bf16, but a flow is learned in float32; remove it")
+    def _parts_fit(self) -> "Recipe":
+        together.joint(self)
+        together.kind(self)
         return self

@@ -1,0 +1,40 @@
+"""What the parts of a recipe ask of one another.  Each function raises ValueError naming the keys that do not fit."""
+
+from typing import TYPE_CHECKING
+
+from hebmtool.recipe.mistakes import show
+
+if TYPE_CHECKING:
+    from hebmtool.recipe.schema import Recipe
+
+
+def joint(recipe: "Recipe") -> None:
+    """Learning the generator along with its prior."""
+    config, kind = recipe.train_prior, recipe.prior.kind
+    for key, given, why in (
+        ("prior.kind", kind if recipe.one_stage else None, "it learns its generator anyway"),
+        ("prior.whiten", recipe.prior.whiten, "latents that are still being learned cannot be whitened"),
+        ("train_prior.precision", config.precision if config.precision != "float32" else None, "it is in float32"),
+        ("train_prior.readjust_bn", config.readjust_bn, "it keeps the BatchNorm statistics of stage one"),
+    ):
+        if config.joint and given:
+            raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
+
+
+def kind(recipe: "Recipe") -> None:
+    """What only some kinds of prior do, and a flow does not."""
+    data, prior = recipe.data, recipe.prior
+    if prior.kind == "flow" and prior.labels:
+        raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
+    if data.missing is not None and prior.kind != "flow":
+        raise ValueError(
+            f"data.missing needs prior.kind flow, and it is {prior.kind}: an encoder reads whole images; "
+            "remove data.missing, or change prior.kind"
+        )
+    if data.missing is not None and data.flip:
+        raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
+    if prior.kind == "flow":
+        if recipe.flow.persistent and data.flip:
+            raise ValueError("data.flip mirrors images and flow.persistent goes on with their chains; set one of them")
+        if recipe.train_prior.precision != "float32":
+            raise ValueError("train_prior.precision is bf16, but a flow is learned in float32; remove it")
