@@ -119,21 +119,27 @@ def train_prior(
         return _one_stage(settings, runs, judge, resume, rewind)
     from hebmtool.train.labels import train_labels
 
-    if settings.train_prior.joint:
-        from hebmtool.train.joint import train_joint as train
-    else:
-        from hebmtool.train.prior import train_prior as train
-
     with Run.open(runs / settings.name, runs).lock() as run:
         run.require_generator()
         closure = None
         if finetune:
             run.require_prior(settings.prior.kind)
         else:
-            closure = judge.closure(train(settings, run, where, resume, judge.ready, rewind), run)
+            closure = judge.closure(_trainer(settings)(settings, run, where, resume, judge.ready, rewind), run)
         labels = train_labels(settings, run, where, resume, again=finetune, rewind=rewind and finetune)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     return found | ({"labels": labels} if labels else {})
+
+
+def _trainer(settings: Recipe):
+    """What trains a prior on a generator of stage one: alone, or together with it."""
+    if settings.train_prior.joint:
+        from hebmtool.train.joint import train_joint
+
+        return train_joint
+    from hebmtool.train.prior import train_prior
+
+    return train_prior
 
 
 def _one_stage(settings: Recipe, runs: Path, judge, resume: bool, rewind: bool) -> dict:

@@ -35,7 +35,7 @@ from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents
 from hebmtool.run.open import STATISTICS, load_generator
-from hebmtool.train.loop import Ema, Updates, load_training, prefixed, save_training
+from hebmtool.train.loop import Ema, Updates, load_training, log_changes, prefixed, save_training
 from hebmtool.train.prior import Ready, check_place, learning_rate, sample_grid, training_images
 
 
@@ -88,12 +88,18 @@ def joint_loss(generator: Generator, prior: Prior, x: Tensor) -> tuple[Tensor, d
 
 # Longer than a screen: the training reads from top to bottom in one place.
 def train_joint(
-    recipe: Recipe, run: Run, device: torch.device, resume: bool = False, ready: Ready | None = None
+    recipe: Recipe,
+    run: Run,
+    device: torch.device,
+    resume: bool = False,
+    ready: Ready | None = None,
+    rewind: bool = False,
 ) -> Prior:
     """Train the prior of `recipe` together with the run's generator and encoder, from where stage one left these;
     returns it with averaged weights, as it is sampled.
 
-    SIGINT and SIGTERM save and stop after the current update.
+    SIGINT, SIGTERM and SIGHUP save and stop after the current update.  With `rewind` it resumes from the checkpoint
+    before the last.
 
     Raises:
         HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
@@ -102,7 +108,7 @@ def train_joint(
     if not KINDS[kind].learned or KINDS[kind].brings_generator:
         raise UsageError(f"train_prior.joint learns an energy with a generator, and prior.kind is '{kind}'; take ebm")
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
-    check_place(recipe, run, resume)
+    old = check_place(recipe, run, resume)
     generator = load_generator(run, device)
     origin = {"generator": contents(run.generator_path)}
     kept = run.check_stage_one(recipe)
@@ -118,8 +124,10 @@ def train_joint(
     ema = Ema(both, config.ema)
     step, stage = 0, f"train-prior {kind}"
     if resume:
-        step = load_training(train_path, f"{kind} training", both, ema, optimizer)
+        step = load_training(train_path, f"{kind} training", both, ema, optimizer, rewind=rewind)
     run.truncate_metrics(stage, step)
+    if old is not None:
+        log_changes(run, stage, step, old, recipe)
 
     def of(part: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{part}."): v for k, v in ema.tensors.items() if k.startswith(f"{part}.")}

@@ -33,7 +33,8 @@ Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
 MAY_CHANGE = (
-    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "label_iterations", "label_lr"),
+    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed"),
+    *("label_iterations", "label_lr"),
     *HOUSEKEEPING,
 )
 """What a training may go on with otherwise than it began."""
