@@ -384,5 +384,5 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         together.joint(self)
-        together.kind(self)
+        together.stages(self)
         return self

@@ -21,19 +21,19 @@ def joint(recipe: "Recipe") -> None:
             raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
 
 
-def kind(recipe: "Recipe") -> None:
-    """What only some kinds of prior do, and a flow does not."""
+def stages(recipe: "Recipe") -> None:
+    """What a model learned in one stage, a flow, does that others do not, and the other way round."""
     data, prior = recipe.data, recipe.prior
-    if prior.kind == "flow" and prior.labels:
+    if recipe.one_stage and prior.labels:
         raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
-    if data.missing is not None and prior.kind != "flow":
+    if data.missing is not None and not recipe.one_stage:
         raise ValueError(
             f"data.missing needs prior.kind flow, and it is {prior.kind}: an encoder reads whole images; "
             "remove data.missing, or change prior.kind"
         )
     if data.missing is not None and data.flip:
         raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
-    if prior.kind == "flow":
+    if recipe.one_stage:
         if recipe.flow.persistent and data.flip:
             raise ValueError("data.flip mirrors images and flow.persistent goes on with their chains; set one of them")
         if recipe.train_prior.precision != "float32":
