@@ -61,10 +61,10 @@ def trained(
     path = run.path / f"classifier-{name}.safetensors"
     if path.is_file():
         tensors, header = checkpoint.load(path, kind="classifier")
-        if header.extra["values"] == values and header.extra["made_of"] == recipe.data.attributes.get(name):
+        if header.extra.get("values") == values and header.extra.get("made_of") == recipe.data.attributes.get(name):
             model = Classifier(images.shape[0], len(values))
             checkpoint.load_into(model, tensors, path)
-            return model.to(device).eval(), header.extra["accuracy"]
+            return model.to(device).eval(), checkpoint.extra(path, header, "accuracy")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(recipe.seed, "classifier", name))
         model = Classifier(images.shape[0], len(values)).to(device)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hebmtool.errors import did_you_mean
@@ -100,3 +100,11 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong in what is no recipe, from the first of pydantic's errors: "extra.image_shape.0: input should be a
+    valid integer"."""
+    first, *_ = error.errors(include_url=False, include_context=False)
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}".removeprefix(": ").partition("\n")[0]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from hebmtool.errors import HebmError
 from hebmtool.files import write_bytes
-from hebmtool.run.header import FORMAT, FORMAT_VERSION, Header, header, opened, package_version, recipe
+from hebmtool.run.header import FORMAT, FORMAT_VERSION, Header, extra, header, opened, package_version, recipe
 
-__all__ = ["Header", "flatten_optimizer", "header", "load", "load_into", "recipe", "restore_optimizer", "save"]
+__all__ = ["Header", "extra", "flatten_optimizer", "header", "load", "load_into", "recipe", "restore_optimizer", "save"]
 
 
 def save(
@@ -80,6 +80,11 @@ def load(
         keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict, cannot be iterated)
         tensors = {key.removeprefix(prefix): file.get_tensor(key).to(device) for key in keys}
     for key, tensor in tensors.items():
+        if tensor.dtype not in STORED:
+            raise HebmError(
+                f"{path} holds '{key}' as {_word(tensor.dtype)}, and a checkpoint's numbers are "
+                f"{', '.join(map(_word, STORED))}; convert it, or take another file"
+            )
         if not tensor.isfinite().all():
             wrong = (~tensor.isfinite()).sum().item()
             raise HebmError(
@@ -92,11 +97,18 @@ def load(
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy `tensors`, read from `path`, into the module of the same keys and shapes.
 
+    Real numbers of another precision are converted.
+
     Raises `HebmError` naming the first key that does not fit; the module is then unchanged.
     """
     state = module.state_dict()
     for key in state | dict(tensors):
         found, wanted = (tuple(t[key].shape) if key in t else None for t in (tensors, state))
+        if found == wanted and not _alike(tensors[key], state[key]):
+            raise HebmError(
+                f"{path} holds '{key}' as {_word(tensors[key].dtype)}, where the model has "
+                f"{_word(state[key].dtype)}; convert it, or take another file"
+            )
         if found != wanted:
             raise HebmError(
                 f"{path} does not fit the recipe: '{key}' "
@@ -132,7 +144,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, dot, name = key.partition(".")
+        if not (index.isdecimal() and len(index) < 9 and dot):
+            raise HebmError(
+                f"the saved optimizer state has a key '{key}', which is none; train again, or copy the file"
+            )
         shape = tuple(parameters[int(index)].shape) if int(index) < len(parameters) else None
         if shape is None or (value.ndim and tuple(value.shape) != shape):
             raise HebmError(
@@ -141,8 +157,31 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
                 + "; resume with the recipe the checkpoint was trained with"
             )
         number = name.endswith(".number")
+        if number and value.ndim:
+            raise HebmError(f"the saved optimizer state '{key}' is no single number; train again, or copy the file")
         state.setdefault(int(index), {})[name.removesuffix(".number")] = value.item() if number else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+STORED = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+"""Types of the numbers in a checkpoint: real ones, counts, and what is yes or no."""
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    return found.dtype == wanted.dtype or (found.is_floating_point() and wanted.is_floating_point())
 
 
 _NUMBERS = {float: torch.float64, int: torch.int64, bool: torch.bool}

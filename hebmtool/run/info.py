@@ -29,7 +29,7 @@ def describe(run: Run) -> dict:
 
 
 def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
-    shape, figures = header.extra["image_shape"], run.figures()
+    shape, figures = checkpoint.extra(run.generator_path, header, "image_shape"), run.figures()
     generator = Tower(recipe.generator, shape, recipe.data.bits)
     found = figures.get("generator") if isinstance(figures.get("generator"), dict) else {}
     kl = found.get("kl")
@@ -60,7 +60,10 @@ def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
 
 def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
     *_, kind = run.priors()
-    prior, config = KINDS[kind].from_recipe(recipe, header.extra["image_shape"]), recipe.flow
+    prior, config = (
+        KINDS[kind].from_recipe(recipe, checkpoint.extra(run.prior_path(kind), header, "image_shape")),
+        recipe.flow,
+    )
     own, whole = (sum(p.numel() for p in part.parameters()) for part in (prior.generator, prior))
     return {
         "missing": recipe.data.missing,

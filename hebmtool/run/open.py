@@ -25,7 +25,7 @@ def load_generator(run: Run, device: torch.device) -> Tower:
     run.require_generator()
     tensors, header = checkpoint.load(run.generator_path, kind=KIND)
     recipe = checkpoint.recipe(run.generator_path, header)
-    generator = Tower(recipe.generator, header.extra["image_shape"], recipe.data.bits)
+    generator = Tower(recipe.generator, checkpoint.extra(run.generator_path, header, "image_shape"), recipe.data.bits)
     checkpoint.load_into(generator, tensors, run.generator_path)
     return generator.eval().to(device)
 
@@ -89,7 +89,7 @@ def load_prior(
 def _with_its_generator(run: Run, kind: str, device: torch.device) -> Prior:
     path = run.prior_path(kind)
     tensors, header = checkpoint.load(path, kind=kind)
-    prior = KINDS[kind].from_recipe(checkpoint.recipe(path, header), header.extra["image_shape"])
+    prior = KINDS[kind].from_recipe(checkpoint.recipe(path, header), checkpoint.extra(path, header, "image_shape"))
     checkpoint.load_into(prior, tensors, path)
     return prior.to(device).eval().requires_grad_(False)
 
@@ -110,8 +110,8 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
             )
         prior = checkpoint.recipe(path, header).prior
         chosen = chosen_layers(generator, prior.label_layers)
-        values, levels = header.extra["values"], prior.levels
-        name, whitening = header.extra["label"], header.extra.get("whitening")
+        values, levels = checkpoint.extra(path, header, "values"), prior.levels
+        name, whitening = checkpoint.extra(path, header, "label"), header.extra.get("whitening")
         label = LabelEnergy(name, values, levels, generator, prior.energy, chosen, whitening)
         checkpoint.load_into(label, tensors, path)
         label.to(generator.device).eval()
