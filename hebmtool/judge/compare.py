@@ -4,11 +4,11 @@ Nothing is measured, and torch is not needed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hebmtool import files
-from hebmtool.judge.evaluation import DIGITS, RECONSTRUCTIONS, Evaluation, kept
+from hebmtool.judge.evaluation import RECONSTRUCTIONS, Evaluation, kept
 from hebmtool.metrics.figures import Figure, by_judged
+from hebmtool.run import records
 from hebmtool.run.folder import Run
 
 # What figures must share to be comparable, and what it is called.
@@ -25,15 +25,22 @@ ALIKE = {
 }
 
 
+# Of those, what must be shared for the better figure to be the better prior.
+COMPARABLE = ("features", "reference", "samples")
+
+
 @dataclass
 class Comparison:
-    """columns: figures per RUN/PRIOR.  priors: those columns that are candidates for the best: reconstructions are
-    the floor, not a prior.  warnings: sentences about what makes figures incomparable or stale."""
+    """runs: what is shown, newest first, a run's own name standing for its newest settings.  columns: figures per
+    RUN/PRIOR, none where they are of other checkpoints than the run has now.  priors: those columns that are candidates
+    for the best: reconstructions are the floor, not a prior.  warnings: sentences about what makes figures incomparable
+    or stale.  unsure: columns that do not say of which checkpoints they are."""
 
     runs: dict[str, Evaluation]
     columns: dict[str, list[Figure]]
     priors: list[str]
     warnings: list[str]
+    unsure: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return {
@@ -50,28 +57,80 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     runs = list({run.path.resolve(): run for run in runs}.values())
     names = [run.name for run in runs]
-    found = {str(run.path) if names.count(run.name) > 1 else run.name: kept(run) for run in runs}
-    columns, priors = {}, []
-    for name, each in found.items():
-        for of, figures in by_judged(each.figures).items():
-            columns[f"{name}/{of}"] = figures
-            if not of.startswith(RECONSTRUCTIONS):
-                priors.append(f"{name}/{of}")
-    warnings = [
-        f"the figures of {name} are of other checkpoints than it has now; measure again with `hebm evaluate {run.path}`"
-        for run, (name, each) in zip(runs, found.items(), strict=True)
-        if _stale(run, each)
-    ]
-    differing = _differences(found)
+    made = Comparison({}, {}, [], [])
+    for run in runs:
+        name = str(run.path) if names.count(run.name) > 1 else run.name
+        for words, alike in _by_settings(kept(run)).items():
+            _show(made, run, f"{name}{words}", alike, newest=not words)
+    differing = _differences(made.runs)
     if differing:
-        warnings.append(f"these runs were not judged alike: {'; '.join(differing)}")
-    return Comparison(found, columns, priors, warnings)
+        made.warnings.append(f"these runs were not judged alike: {'; '.join(differing)}")
+    return made
 
 
-def _stale(run: Run, found: Evaluation) -> bool:
-    digests = found.provenance.get("checkpoints") or {}
-    paths = {name: run.path / name for name in digests}
-    return any(not path.is_file() or files.digest(path)[:DIGITS] != digests[name] for name, path in paths.items())
+def _by_settings(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """A run's evaluations, newest first, by how they differ from its newest: "" and " [100 images, seed 3]"."""
+    groups: dict[str, list[Evaluation]] = {}
+    for each in found:
+        alike = next((name for name, group in groups.items() if group[0].settings == each.settings), None)
+        if alike is None:
+            alike = f" [{differing(each.settings, found[0].settings)}]" if groups else ""
+            while alike in groups:  # words that say too little
+                alike += "'"
+        groups.setdefault(alike, []).append(each)
+    return groups
+
+
+def differing(settings: dict, others: dict) -> str:
+    """What of the settings differs from others, in a few words: "100 images per set, seed 3"."""
+    said = [
+        f"{WORDS.get(key, key)} {_words(settings.get(key))}"
+        for key in {**settings, **others}
+        if settings.get(key) != others.get(key)
+    ]
+    return ", ".join(said)
+
+
+WORDS = {"samples": "images", "repeats": "draws", "sampler": "", "parts": "also"}
+
+
+def _show(made: Comparison, run: Run, name: str, alike: Sequence[Evaluation], newest: bool) -> None:
+    """Add a run's evaluations of the same settings, newest first, where they are of the run as it is."""
+    shown: dict[str, list[Figure]] = {}
+    stale, unknown = [], []
+    for each in alike:
+        for of, figures in by_judged(each.figures).items():
+            origin = each.origin(run, of)
+            if shown.get(of):
+                continue
+            if origin == records.ANOTHER:
+                stale += [of] * (of not in stale)
+                shown.setdefault(of, [])
+                continue
+            shown[of] = figures
+            unknown += [of] * (origin == records.UNKNOWN)
+    stale = [of for of in stale if not shown[of]]
+    again = f"measure again with `hebm evaluate {run.path}`"
+    if stale and newest:
+        blank = f"left blank ({', '.join(stale)})"
+        made.warnings.append(f"the figures of {name} are of other checkpoints than it has now, and {blank}; {again}")
+    if unknown:
+        made.warnings.append(
+            f"the figures of {name} do not say of which checkpoints they are, and are not called the best; {again}"
+        )
+    if not newest:
+        shown = {of: figures for of, figures in shown.items() if figures}
+        if not shown:
+            return
+    first, *_ = [*made.runs.values(), *alike]
+    comparable = all(alike[0].settings.get(key) == first.settings.get(key) for key in COMPARABLE)
+    made.runs[name] = Evaluation(run.name, [f for each in shown.values() for f in each], alike[0].provenance)
+    for of, figures in shown.items():
+        made.columns[f"{name}/{of}"] = figures
+        if of in unknown:
+            made.unsure.append(f"{name}/{of}")
+        elif comparable and figures and not of.startswith(RECONSTRUCTIONS):
+            made.priors.append(f"{name}/{of}")
 
 
 def _differences(found: dict[str, Evaluation]) -> list[str]:

@@ -13,7 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from hebmtool import data, files
+from hebmtool import data
 from hebmtool.compute import device_name
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
@@ -26,6 +26,7 @@ from hebmtool.metrics import cache, distances, inception
 from hebmtool.metrics.features import BATCH, Features
 from hebmtool.metrics.figures import Figure
 from hebmtool.run.folder import Run
+from hebmtool.run.header import CONTENTS, contents
 
 SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
@@ -57,9 +58,9 @@ def _check(fid: Sequence[str], reference: str, fast: bool, parts: Sequence[str])
 
 
 def _checkpoints(run: Run, kinds: Sequence[str]) -> dict[str, str]:
-    """Digests of the files judged, by name."""
+    """Digests of what the files judged hold, by name."""
     used = [run.generator_path, *(run.prior_path(kind) for kind in kinds)]
-    return {path.name: files.digest(path)[:DIGITS] for path in used if path.is_file()}
+    return {path.name: contents(path)[: len(CONTENTS) + DIGITS] for path in used if path.is_file()}
 
 
 # More than a screen, for it has as many arguments as judging has settings, and says of each what it is.
@@ -83,7 +84,7 @@ def evaluate(
 ) -> Evaluation:
     """Judge the run's prior of this kind, or every one, beside the Gaussian prior and reconstructions.
 
-    The result is also kept in the run's figures.json, under "evaluate", in place of an earlier one.
+    The result is also kept in the run's figures.json, beside those of other checkpoints and settings.
 
     Arguments:
         steps: Langevin steps per level, each prior's own when None.
@@ -126,6 +127,7 @@ def evaluate(
         "repeats": repeats,
         "steps": "fast" if fast else steps,
         **({"sampler": sampler} if sampler else {}),
+        **({"parts": list(parts)} if parts else {}),
         "reference": {"split": reference, "images": len(held_out), "sha256": digest[:DIGITS]},
         "features": [{"name": s.features.name, "sha256": (s.features.digest or "")[:DIGITS] or None} for s in spaces],
         "checkpoints": _checkpoints(run, kinds),

@@ -50,7 +50,8 @@ class Judge:
             return None
         samples = self.recipe.evaluate.samples
         found = closure(prior, self.images, self.test, self.recipe, self.features, samples)
-        run.set_figure(f"closure.{prior.kind}", found.figures() | {"step": self._step(prior, run)})
+        of = [run.generator_path, run.prior_path(prior.kind)]
+        run.set_figure(("closure", prior.kind), found.figures() | {"step": self._step(prior, run)}, of)
         note(f"{prior.kind}: {found.sentence()}")
         return found
 
@@ -58,7 +59,7 @@ class Judge:
         """The figures of a prior trained together with its generator (`hebmtool.judge.flow.judge`)."""
         hidden = masks.missing(self.recipe.data, self.images, self.recipe.seed)
         found = flow.judge(prior, run, self.recipe, self.images, self.test, self.features, hidden)
-        run.set_figure(prior.kind, found | {"step": self._step(prior, run)})
+        run.set_figure((prior.kind,), found | {"step": self._step(prior, run)}, [run.prior_path(prior.kind)])
         note(flow.sentence(prior.kind, found))
         return found
 

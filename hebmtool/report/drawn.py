@@ -10,6 +10,7 @@ from hebmtool.prior import Prior
 from hebmtool.prior.labels import CLASS
 from hebmtool.report.page import Section, listed, number
 from hebmtool.report.subject import Subject, name_of
+from hebmtool.run import records
 from hebmtool.run.open import load_labels
 from hebmtool.use import controllable, hierarchy
 from hebmtool.use import sample as sampling
@@ -123,7 +124,8 @@ def label_grids(subject: Subject) -> Section | None:
 def _label_grid(section: Section, subject: Subject, prior: Prior, labels: dict, name: str) -> None:
     wanted = controllable.rows([controllable.Wish(name, controllable.EVERY)], labels)[:MOST_CLASSES]
     drawn = controllable.sample(prior, labels, wanted, PER_CLASS, subject.seed, subject.batch_size)
-    accuracy = subject.run.figures().get("label_accuracy", {}).get(name)
+    kept = subject.run.figure("label_accuracy", name)
+    accuracy = kept.value if kept is not None and kept.origin != records.ANOTHER else None
     right = f" p(y | z, t) is right on {100 * accuracy[0]:.1f}% of test images at level 0." if accuracy else ""
     values = listed([row[0].value for row in wanted])
     section.image(

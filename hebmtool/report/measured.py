@@ -1,19 +1,21 @@
 """What was measured of a run, and its out-of-distribution scores, measured here on few images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from hebmtool.errors import HebmError
 from hebmtool.judge import ood
-from hebmtool.judge.evaluation import KEY, RECONSTRUCTIONS, kept
+from hebmtool.judge.compare import compare
+from hebmtool.judge.evaluation import KEY, RECONSTRUCTIONS
 from hebmtool.judge.table import arranged
 from hebmtool.metrics.figures import Figure, by_judged
 from hebmtool.prior import Gaussian
 from hebmtool.report.page import Section, code, number, plural
 from hebmtool.report.plots import CYCLE
 from hebmtool.report.subject import Subject
+from hebmtool.run import records
 from hebmtool.table import Cell, Table, number_notes
 from hebmtool.use.score import Scorer, make_scorer
 
@@ -32,43 +34,55 @@ def evaluation(subject: Subject) -> Section:
     section = Section("Evaluation")
     fill = subject.command("evaluate", str(subject.run.path))
     with section.attempt():
-        figures, provenance = kept_figures(subject)
-        if not figures:
+        shown = kept_figures(subject)
+        if not any(each.figures for each in shown):
+            section.notes += [f"{warning[:1].upper()}{warning[1:]}." for each in shown for warning in each.warnings]
             section.notes.append(Markup("Nothing has been measured yet; {} fills this section.").format(fill))
             return section
-        section.tables = tables(figures, list(dict.fromkeys([Gaussian.kind, *subject.run.priors()])))
-        if provenance is None:
-            text = Markup("Measured at the end of {}; {} measures more.")
-            section.text.append(text.format(code("hebm train-prior"), fill))
-        elif provenance:
-            text = "\n".join(f"{key}: {v if isinstance(v, str) else json.dumps(v)}" for key, v in provenance.items())
-            section.folded.append(("How these figures were made", text))
-        has_closure = any("closure" in figure.name for figure in figures)
+        kinds = list(dict.fromkeys([Gaussian.kind, *subject.run.priors()]))
+        for each in shown:
+            section.tables += tables(each.figures, kinds, each.words, each.unsure)
+            section.notes += [f"{warning[:1].upper()}{warning[1:]}." for warning in each.warnings]
+            if each.provenance is None:
+                text = Markup("Measured at the end of {}; {} measures more.")
+                section.text.append(text.format(code("hebm train-prior"), fill))
+            elif each.provenance:
+                lines = (f"{key}: {v if isinstance(v, str) else json.dumps(v)}" for key, v in each.provenance.items())
+                section.folded.append((f"How these figures were made{each.words}", "\n".join(lines)))
+        has_closure = any("closure" in figure.name for each in shown for figure in each.figures)
         section.text.append(CLOSURE * has_closure + "Uncertainties are one standard error; the best prior is bold.")
     return section
 
 
-def kept_figures(subject: Subject) -> tuple[list[Figure], dict | None]:
-    """The figures in figures.json and their provenance: what `evaluate` kept there; else those that training ended
-    with, whose provenance is None.
+@dataclass
+class Shown:
+    """Figures that were measured in one way.  words: which, where there are several.  provenance: None where a training
+    ended with them.  unsure: kinds of prior whose figures do not say of which checkpoints they are."""
+
+    figures: list[Figure]
+    provenance: dict | None
+    words: str = ""
+    unsure: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def kept_figures(subject: Subject) -> list[Shown]:
+    """The figures in figures.json that are of the run as it is: what `evaluate` kept there, newest first; else those
+    that training ended with.
 
     Raises:
         HebmError: it is not what those write.
     """
-    try:
-        if KEY in subject.run.figures():
-            found = kept(subject.run)
-            figures, provenance = found.figures, found.provenance
-        else:
-            figures, provenance = _of_training(subject.found["priors"]), None
-        for figure in figures:
-            number(figure.value, figure.error)
-        return figures, provenance
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise HebmError(
-            f"{subject.run.figures_path} does not hold figures as `hebm evaluate` and `hebm train-prior` write them; "
-            "evaluate the run again"
-        ) from error
+    if KEY not in subject.run.figures():
+        priors = subject.found["priors"]
+        unsure = [prior["kind"] for prior in priors if prior.get("origin") == records.UNKNOWN]
+        return [Shown(_of_training(priors), None, unsure=unsure)]
+    found, shown = compare([subject.run]), []
+    for name, each in found.runs.items():
+        unsure = [of.removeprefix(f"{name}/") for of in found.unsure if of.startswith(f"{name}/")]
+        shown.append(Shown(each.figures, each.provenance, name.removeprefix(subject.run.name), unsure))
+    shown[0].warnings = [warning for warning in found.warnings if "judged alike" not in warning]
+    return shown
 
 
 def _of_training(priors: Sequence[dict]) -> list[Figure]:
@@ -116,20 +130,26 @@ def _since(kind: str, step: int, found: dict) -> str:
     return "" if found.get("step") == step else f"; {kind} as it was at update {found.get('step')}"
 
 
-def tables(figures: Sequence[Figure], kinds: Sequence[str]) -> list[Table]:
+def tables(
+    figures: Sequence[Figure], kinds: Sequence[str], words: str = "", unsure: Collection[str] = ()
+) -> list[Table]:
     """One table of the run's figures, and one for each figure that is of a layer.
 
     Arguments:
-        kinds: of priors, in the order of their columns; the best of them is marked.  Other columns follow.
+        kinds: of priors, in the order of their columns; the best of them, the `unsure` left out, is marked.  Other
+            columns follow.
+        words: which figures of the run they are.
     """
 
     def show(figure: Figure) -> str:
         return number(figure.value, figure.error)
 
+    sure = [kind for kind in kinds if kind not in unsure]
+
     def table(caption: str, corner: str, rows: dict[str, Cell], shown: dict[str, dict[str, Figure]]) -> Table:
         """A row per heading and a column per what is judged."""
         columns = [kind for kind in kinds if kind in shown] + sorted(shown.keys() - set(kinds))
-        made = arranged(list(rows.values()), {of: shown[of] for of in columns}, show, kinds, corner)
+        made = arranged(list(rows.values()), {of: shown[of] for of in columns}, show, sure, corner)
         made.align, made.caption = (">" if corner else "<") + ">" * len(columns), caption
         notes = {cell.note for row in made.rows for cell in row[1:] if cell.text}
         made.notes = number_notes(made) if len(notes) > 1 else list(filter(None, notes))
@@ -141,13 +161,13 @@ def tables(figures: Sequence[Figure], kinds: Sequence[str]) -> list[Table]:
         for figure in whole:
             rows.setdefault(figure.name, Cell(figure.name, better=figure.better))
         shown = {of: {f.name: f for f in reversed(its)} for of, its in by_judged(whole).items()}
-        out.append(table("Figures of the run", "", rows, shown))
+        out.append(table(f"Figures of the run{words}", "", rows, shown))
     of_layers = [figure for figure in figures if figure.layer is not None]
     for name in dict.fromkeys(figure.name for figure in of_layers):
         its = [figure for figure in of_layers if figure.name == name]
         rows = {str(layer): Cell(str(layer)) for layer in sorted({f.layer for f in its}, reverse=True)}
         shown = {of: {str(f.layer): f for f in each} for of, each in by_judged(its).items()}
-        out.append(table(f"{name}, per layer (1 = bottom)", "layer", rows, shown))
+        out.append(table(f"{name}, per layer (1 = bottom){words}", "layer", rows, shown))
     return out
 
 

@@ -10,11 +10,9 @@ runs/NAME/
     figures.json                    results, such as the closure of each prior
 """
 
-import contextlib
 import json
-import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +22,7 @@ from hebmtool import files
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import Recipe, dump, load
 from hebmtool.recipe.words import KINDS
-from hebmtool.run import hub
+from hebmtool.run import hub, records
 from hebmtool.run.header import brings_generator
 
 
@@ -283,12 +281,12 @@ class Run:
         Figures are numbers, strings, tensors or arrays, or lists and dicts of them; floats keep six significant digits,
         and what is not finite becomes null.
         """
-        record = {"stage": stage, "step": int(step), "time": round(time.time(), 3)} | _plain(figures)
+        record = {"stage": stage, "step": int(step), "time": round(time.time(), 3)} | records.plain(figures)
         files.append_line(self.metrics_path, json.dumps(record))
 
     def metrics(self, stage: str | None = None) -> list[dict]:
         """The records of metrics.jsonl in order, of one stage or of all; a line cut short by a crash is passed over."""
-        return [record for _, record in self._records() if stage is None or record.get("stage") == stage]
+        return [record for _, record in records.lines(self.metrics_path) if stage is None or record["stage"] == stage]
 
     def seconds(self, stage: str) -> float:
         """Time trained so far: `seconds` in the stage's last record that has it, 0 when there is none."""
@@ -296,60 +294,34 @@ class Run:
 
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drop the records of `stage` beyond `step`, which a resumed training will write again."""
-        lines = [line for line, r in self._records() if r.get("stage") != stage or r.get("step", 0) <= step]
+        lines = [line for line, r in records.lines(self.metrics_path) if r["stage"] != stage or r["step"] <= step]
         if self.metrics_path.is_file():
             files.write_text(self.metrics_path, "".join(line + "\n" for line in lines))
 
     def figures(self) -> dict:
         """The results in figures.json, {} when there are none.  Raises `HebmError` when it is not a JSON object."""
-        try:
-            found = json.loads(self.figures_path.read_text())
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise HebmError(f"{self.figures_path} is not a JSON object; mend it or remove it, then measure again")
+        found = records.read(self.figures_path)
+        found.pop(records.OF, None)
         return found
 
-    def set_figure(self, key: str, value: Any) -> None:
-        """Set one result; a dot in `key` goes a level down, as in "closure.diffusion-ebm".  Values as in `log`."""
-        figures = self.figures()
-        *parents, last = key.split(".")
-        level = figures
-        for parent in parents:
-            if not isinstance(level.get(parent), dict):
-                level[parent] = {}
-            level = level[parent]
-        level[last] = _plain(value)
-        files.write_text(self.figures_path, json.dumps(figures, indent=2) + "\n")
+    def figure(self, *key: str) -> records.Kept | None:
+        """One result, as figure("closure", "ebm"), and whether it is of the checkpoints that are there.
 
-    def _records(self) -> list[tuple[str, dict]]:
-        records = []
-        if self.metrics_path.is_file():
-            for line in self.metrics_path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
-                    record = json.loads(line)
-                    # Whatever else stands there was not written by `log`.
-                    if isinstance(record, dict) and isinstance(record.get("step"), int):
-                        records.append((line, record))
-        return records
+        Raises `HebmError` when it is of other types than what `set_figure` was given.
+        """
+        return records.kept(self.figures_path, key)
+
+    def set_figure(self, key: str | Sequence[str], value: Any, of: Sequence[Path] = ()) -> None:
+        """Set one result, measured on the checkpoints `of`.  Values as in `log`.
+
+        Arguments:
+            key: its words, or, where none of them has a dot, all in one: "closure.diffusion-ebm".
+        """
+        words = key.split(".") if isinstance(key, str) else key
+        records.with_figure(self.figures_path, words, records.plain(value), of)
 
     def _recipe_word(self) -> str:
         return str(self.recipe_path) if self.recipe_path.is_file() else "RECIPE"
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: six significant digits, null for NaN and infinities."""
-    if hasattr(value, "tolist"):  # a tensor, or an array or number of numpy
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
 
 
 def _flat(tree: dict, where: str = "") -> dict[str, Any]:

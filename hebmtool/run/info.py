@@ -3,9 +3,12 @@
 from hebmtool.generator import Tower
 from hebmtool.prior import KINDS
 from hebmtool.recipe import Recipe
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, records
 from hebmtool.run.folder import Run
 from hebmtool.table import Table, for_stdout
+
+UNSURE = ", of unknown origin"
+"""Said of figures kept by a version that did not record what they were measured on."""
 
 DEAD_NATS = 0.5
 """A layer below this carries nothing: the hierarchy is dead there."""
@@ -29,9 +32,9 @@ def describe(run: Run) -> dict:
 
 
 def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
-    shape, figures = checkpoint.extra(run.generator_path, header, "image_shape"), run.figures()
+    shape = checkpoint.extra(run.generator_path, header, "image_shape")
     generator = Tower(recipe.generator, shape, recipe.data.bits)
-    found = figures.get("generator") if isinstance(figures.get("generator"), dict) else {}
+    found, bound_of = _of_this(run, "generator")
     kl = found.get("kl")
     if not isinstance(kl, list) or len(kl) != generator.L:
         kl = [None] * generator.L
@@ -41,7 +44,8 @@ def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         layers.append({"layer": layer, "resolution": resolution, "channels": channels, "kl": kl[layer - 1]})
     priors = []
     for kind in run.priors():
-        entry = {"kind": kind, "closure": figures.get("closure", {}).get(kind)}
+        closure, closure_of = _of_this(run, "closure", kind)
+        entry = {"kind": kind, "closure": closure or None} | closure_of
         if KINDS[kind].learned:
             entry["step"] = checkpoint.header(run.prior_path(kind)).step
         priors.append(entry)
@@ -55,7 +59,19 @@ def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         "bits_per_dim": found.get("bits_per_dim"),
         "layers": layers,
         "priors": priors,
-    }
+    } | bound_of
+
+
+def _of_this(run: Run, *key: str) -> tuple[dict, dict]:
+    """A figure, {} where there is none or it was measured on other checkpoints; and {"origin": ...} unless it was
+    measured on those that are there."""
+    kept = run.figure(*key)
+    if kept is None:
+        return {}, {}
+    return (
+        {} if kept.origin == records.ANOTHER else kept.value,
+        {} if kept.origin == records.NOW else {"origin": kept.origin},
+    )
 
 
 def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
@@ -64,6 +80,7 @@ def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         KINDS[kind].from_recipe(recipe, checkpoint.extra(run.prior_path(kind), header, "image_shape")),
         recipe.flow,
     )
+    figures, origin = _of_this(run, kind)
     own, whole = (sum(p.numel() for p in part.parameters()) for part in (prior.generator, prior))
     return {
         "missing": recipe.data.missing,
@@ -74,7 +91,7 @@ def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         "flow": {"transforms": config.transforms, "coupling": config.coupling, "parameters": whole - own},
         "langevin": {key: getattr(config, key) for key in ("steps", "test_steps", "step_size", "start", "persistent")},
         "layers": [],
-        "priors": [{"kind": kind, "step": header.step, "figures": run.figures().get(kind)}],
+        "priors": [{"kind": kind, "step": header.step, "figures": figures or None} | origin],
     }
 
 
@@ -91,6 +108,7 @@ def render(found: dict) -> str:
 
 def _two_stages_in_words(found: dict) -> list[str]:
     bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
+    bound += UNSURE * (bool(bound) and found.get("origin") == records.UNKNOWN)
     generator = (
         f"generator: {found['parameters'] / 1e6:.2f} M parameters, {found['latent_dimensions']} latent dimensions, "
         f"{found['likelihood']} likelihood, {found['generator_step']} updates{bound}"
@@ -113,10 +131,13 @@ def _prior_in_words(prior: dict) -> str:
     text, closure = f"prior {prior['kind']}", prior["closure"]
     if "step" in prior:
         text += f": {prior['step']} updates"
+    if prior.get("origin") == records.ANOTHER:
+        return f"{text}; its closure was measured on other checkpoints, and is left out"
     if closure and closure.get("closure") is not None:
         spread = "" if closure.get("error") is None else f" ± {closure['error']:.3f}"
         text += (
             f", closure {closure['closure']:.3f}{spread} (FD {closure['fd_prior']:.3f}, {closure['features']} features)"
+            + UNSURE * (prior.get("origin") == records.UNKNOWN)
         )
         if closure.get("step") != prior["step"]:
             text += f", measured at update {closure.get('step')}"
@@ -152,8 +173,12 @@ def _one_stage_in_words(found: dict) -> list[str]:
         )
         if "recovery" in figures:
             lines.append(f"  recovered pixels {decibels(figures['recovery']['psnr'])}")
-        if figures["step"] != prior["step"]:
-            lines.append(f"  measured at update {figures['step']}")
+        if figures.get("step") != prior["step"]:
+            lines.append(f"  measured at update {figures.get('step')}")
+        if prior.get("origin") == records.UNKNOWN:
+            lines.append(f"  {UNSURE.removeprefix(', ')}")
+    elif prior.get("origin") == records.ANOTHER:
+        lines.append("  its figures were measured on other checkpoints, and are left out")
     return lines
 
 

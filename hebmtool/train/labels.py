@@ -65,7 +65,7 @@ def train_labels(
     results = {}
     for name in names:
         results[name] = _train_label(name, recipe, run, generator, images, test, resume, rewind)
-        run.set_figure(f"label_accuracy.{name}", results[name]["accuracy"])
+        run.set_figure(("label_accuracy", name), results[name]["accuracy"], [run.generator_path, run.label_path(name)])
         shown = ", ".join(f"{100 * a:.1f}%" for a in results[name]["accuracy"])
         note(f"label {name}: p(y | z, t) is right on {shown} of the test images at levels 0, 1, ...")
     return results

@@ -179,7 +179,9 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
                     lr=optimizer.param_groups[0]["lr"],
                 )
     found = show(updates.step, limit=len(test))
-    run.set_figure("generator", found.figures() | {"step": updates.step, "test_images": len(test)})
+    run.set_figure(
+        "generator", found.figures() | {"step": updates.step, "test_images": len(test)}, [run.generator_path]
+    )
     return found
 
 

@@ -20,6 +20,7 @@ from hebmtool.metrics.features import BATCH, load_features
 from hebmtool.metrics.figures import Figure
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.run.header import contents
 from hebmtool.run.open import STATISTICS, load_prior
 from hebmtool.use.sample import sample
 
@@ -152,7 +153,9 @@ def test_what_diagnoses_a_prior_is_judged_with_it(hebm, copied):
     assert {"FD", "log Z", "two-sample accuracy", "autocorrelation time", "gain given above", "G drift"} <= names
     assert sorted(figure["layer"] for figure in found if figure["name"] == "rate" and figure["layer"]) == [1, 2]
     assert {figure["of"] for figure in found if "bits/dim" in figure["name"]} == {"gaussian", "ebm"}
-    assert [figure.name for figure in kept(Run.open("digits", copied)).figures] == [figure["name"] for figure in found]
+    assert [figure.name for figure in kept(Run.open("digits", copied))[0].figures] == [
+        figure["name"] for figure in found
+    ]
 
 
 def test_another_chain_draws_other_images_of_the_same_prior(run):
@@ -161,7 +164,7 @@ def test_another_chain_draws_other_images_of_the_same_prior(run):
     assert all(values(own, "FD")[kind] != values(other, "FD")[kind] for kind in ("ebm", "diffusion-ebm"))
     assert "sampler" not in own.provenance and "chain" not in own.lines()[1]
     assert other.provenance["sampler"] == {"chain": "underdamped", "theta": 0.2}
-    assert other.lines()[1].endswith("chain underdamped, theta 0.2") and kept(run).provenance == other.provenance
+    assert other.lines()[1].endswith("chain underdamped, theta 0.2") and kept(run)[0].provenance == other.provenance
     prior = load_prior(run, "ebm", CPU).using(chain="underdamped", theta=0.2)
     images = torch.cat(list(sample(prior, 20, draw_seed(run.recipe()), BATCH)))
     reference = data.load(run.recipe().data, "test")
@@ -361,7 +364,7 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "reference": 0,
         "features": [{"name": "embedded", "sha256": files.digest(embedded.PATH)[:12]}],
         "checkpoints": {
-            name: files.digest(run.path / name)[:12]
+            name: contents(run.path / name)[:21]
             for name in ("generator.safetensors", "prior-ebm.safetensors", "prior-diffusion-ebm.safetensors")
         },
         "hebmtool": found.provenance["hebmtool"],
@@ -369,7 +372,7 @@ def test_figures_are_kept_with_what_they_were_made_with(run):
         "device": 0,
     }
     assert "closure" in run.figures()  # what was there stays
-    assert [figure.name for figure in kept(run).figures] == [figure.name for figure in found.figures]
+    assert [figure.name for figure in kept(run)[0].figures] == [figure.name for figure in found.figures]
 
 
 def test_figures_that_cannot_be_kept_are_still_given(run, capsys):

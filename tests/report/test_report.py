@@ -25,6 +25,7 @@ from hebmtool.report.page import number
 from hebmtool.report.provenance import made_of
 from hebmtool.report.training import training
 from hebmtool.run.folder import Run
+from hebmtool.run.header import contents
 from hebmtool.run.open import load_prior
 from hebmtool.use.sample import sample
 
@@ -285,6 +286,12 @@ def test_a_prior_that_does_not_load_leaves_the_others(run, only):
     assert "The diffusion-ebm prior is left out" in parsed.text
 
 
+def checkpoints(run: Run) -> dict[str, str]:
+    """The digests that judging every prior of the run records."""
+    used = [run.generator_path, *(run.prior_path(kind) for kind in run.priors())]
+    return {path.name: contents(path)[:21] for path in used if path.is_file()}
+
+
 def test_evaluated_figures_are_tabled(run, only):
     figures = [
         Figure("FD", 13.449, 0.21, "gaussian", "lower", note="a"),
@@ -293,7 +300,7 @@ def test_evaluated_figures_are_tabled(run, only):
         Figure("score", None),
         *[Figure("accuracy", 0.5 + k / 10, 0.01, "gaussian", layer=k) for k in (1, 2)],
     ]
-    provenance = {"command": "hebm evaluate digits", "seed": 7}
+    provenance = {"command": "hebm evaluate digits", "seed": 7, "checkpoints": checkpoints(run)}
     run.set_figure("evaluate", {"figures": [f.as_dict() for f in figures], "provenance": provenance})
     only(evaluation)
     parsed = Page(report(run, CPU))
@@ -329,7 +336,8 @@ def test_without_an_evaluation_the_closures_of_training_stand_there(pages, tiny)
 def test_evaluated_figures_of_a_flow_run_have_three_columns(flow, only):
     of = ("gaussian", "flow", "reconstructions")
     figures = [Figure("FD", value, 0.1, name, "lower") for name, value in zip(of, (9.0, 4.0, 1.0), strict=True)]
-    flow.set_figure("evaluate", {"figures": [f.as_dict() for f in figures], "provenance": {}})
+    provenance = {"checkpoints": checkpoints(flow)}
+    flow.set_figure("evaluate", {"figures": [f.as_dict() for f in figures], "provenance": provenance})
     only(evaluation)
     parsed = Page(report(flow, CPU))
     assert [e["text"] for e in parsed.all("th") if e.get("scope") == "col"] == list(of)
