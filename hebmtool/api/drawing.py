@@ -34,9 +34,11 @@ class Drawing(Loaded):
         chain: str | None = None,
         fast: bool = False,
         batch_size: int = 64,
+        pixels: str | None = None,
         **settings: object,
     ) -> Pictures:
-        """n images drawn from the prior (HEBM's Algorithm 2), uint8 [n, C, H, W].  Arguments as told of `Model`.
+        """n images drawn from the prior (HEBM's Algorithm 2), uint8 [n, C, H, W].  Arguments as told of `Model`;
+        pixels: the "mean" of p(x | z) or a "sample" of it, as the recipe's evaluate.pixels says when None.
 
         >>> model.sample(4, seed=7, steps=2)
         <pictures, uint8 [4, 1, 8, 8]>
@@ -44,7 +46,7 @@ class Drawing(Loaded):
         <pictures, uint8 [4, 1, 8, 8]>
         """
         how = {"temperature": temperature, "steps": steps, "chain": chain, "fast": fast, "batch_size": batch_size}
-        return Pictures(torch.cat(list(self.batches(n, seed, **how, **settings))))
+        return Pictures(torch.cat(list(self.batches(n, seed, pixels=pixels, **how, **settings))))
 
     def batches(
         self,
@@ -56,6 +58,7 @@ class Drawing(Loaded):
         chain: str | None = None,
         fast: bool = False,
         batch_size: int = 64,
+        pixels: str | None = None,
         **settings: object,
     ) -> Iterator[Pictures]:
         """The same images a batch at a time, in bounded memory.
@@ -65,7 +68,8 @@ class Drawing(Loaded):
         """
         numbers = {"n": n, "seed": seed, "temperature": temperature, "batch_size": batch_size}
         prior, steps = self._drawn_by(steps, chain, fast, settings, **numbers)
-        return map(Pictures, sampling.sample(prior, n, seed, batch_size, temperature, steps))
+        pixels = sampling.check_pixels(pixels or self.recipe.evaluate.pixels)
+        return map(Pictures, sampling.sample(prior, n, seed, batch_size, temperature, steps, pixels))
 
     def progressive(
         self,

@@ -134,6 +134,7 @@ def evaluate(
     fast: bool = False,
     parts: Sequence[str] = (),
     chain: str | None = None,
+    pixels: str | None = None,
     command: str | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
@@ -154,6 +155,7 @@ def evaluate(
         fast: draw in bf16 with few steps (`Model.sample`).
         parts: of "likelihood", "two-sample" and "chains", what `Model.diagnose` tells, as well.
         chain, settings: the chain drawn by (`Model`), in place of what each prior was learned with.
+        pixels: judge the "mean" of p(x | z) or a "sample" of it; as the recipe's evaluate.pixels says when None.
         command: what to name as the command in the figures' provenance.
 
     Raises:
@@ -180,6 +182,7 @@ def evaluate(
         parts=parts,
         command=command,
         chain=chain,
+        pixels=pixels,
         **settings,
     )
     return Evaluated(found)

@@ -26,6 +26,7 @@ def sample(
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
+    pixels: options.Pixels = None,
     out: Annotated[
         str | None,
         options.out(
@@ -56,6 +57,8 @@ def sample(
         hebm sample --chain underdamped --steps 30 --theta 0.3
         hebm sample --progressive -n 8 --out - | display
     """
+    if progressive and pixels is not None:
+        raise UsageError("--progressive shows means of what is drawn; leave out either it or --pixels")
     sink = outputs.images(out, force, columns)
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
@@ -67,7 +70,7 @@ def sample(
         sink.columns = columns or strips.shape[1]
         sink.write([strips.flatten(0, 1)])
     else:
-        sink.write(model.batches(n, seed, **how))
+        sink.write(model.batches(n, seed, pixels=pixels, **how))
     if sink.path is not None:
         print(sink.path)
 

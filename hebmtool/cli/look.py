@@ -74,6 +74,7 @@ def evaluate(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Also two-sample tests, moments and what the chains do.")
     ] = False,
+    pixels: options.Pixels = None,
     as_json: options.Json = False,
     as_markdown: options.Markdown = False,
     runs: options.Runs = options.RUNS,
@@ -113,6 +114,7 @@ def evaluate(
         seed=seed,
         fast=fast,
         parts=parts,
+        pixels=pixels,
         command=_command(),
         device=device,
         **sampler,

@@ -233,6 +233,17 @@ Fast = Annotated[
         rich_help_panel=CHAIN,
     ),
 ]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        "--pixels",
+        metavar="WHAT",
+        help="The mean of p(x|z), or a sample of it as in published FIDs.",
+        show_default="the recipe's",
+        rich_help_panel=CHAIN,
+        **one_of("--pixels", "mean", "sample"),
+    ),
+]
 Chain = Annotated[
     str | None,
     typer.Option(

@@ -1,8 +1,8 @@
 """The one reader of image files, and what is done to pixels before the model's bits (`fit`).
 
-Every image, from an array or from a file, goes through the same steps: centre crop to `data.crop`, grey or RGB as
-`data.channels` says, then, when `data.size` is given, the short side is resized to it (bilinear, antialiased) and the
-middle square is kept.  All of it is uint8.
+Every image, from an array or from a file, goes through the same steps: crop to `data.crop` in the middle or at
+`data.crop_at`, grey or RGB as `data.channels` says, then, when `data.size` is given, the short side is resized to it
+(bilinear, antialiased) and the middle square is kept, or one at a place of the caller's.  All of it is uint8.
 """
 
 import io
@@ -51,7 +51,11 @@ def paths_in(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def read_image(path: str | Path, data: recipe.Data) -> Tensor:
+Place = Sequence[float]
+"""Where a square is cut: (top, left), shares of the room there is, from 0 to 1."""
+
+
+def read_image(path: str | Path, data: recipe.Data, place: Place | None = None) -> Tensor:
     """Any image file, uint8 [C, H, W], cropped, resized and with the channels that `data` says (None: its own).
 
     Transparency is laid over white, 16-bit grey scaled to 8 bits, a photograph turned upright, and of an animation the
@@ -60,7 +64,7 @@ def read_image(path: str | Path, data: recipe.Data) -> Tensor:
     Raises:
         HebmError: the file is absent, no image, damaged, or smaller than `data.crop`.
     """
-    return decode(path, str(path), data)
+    return decode(path, str(path), data, place)
 
 
 def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
@@ -70,7 +74,8 @@ def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
     """
     channels, *sides = shape
     crop = data.crop if data.crop and data.crop <= min(x.shape[2:]) else None
-    x = fit(x, data.model_copy(update={"channels": channels, "crop": crop, "size": None}))
+    at = data.crop_at if crop and _holds(x.shape[2], x.shape[3], data) else None
+    x = fit(x, data.model_copy(update={"channels": channels, "crop": crop, "crop_at": at, "size": None}))
     if list(x.shape[2:]) != sides:
         scale = max(side / found for side, found in zip(sides, x.shape[2:], strict=True))
         cover = [max(round(found * scale), side) for side, found in zip(sides, x.shape[2:], strict=True)]
@@ -80,11 +85,11 @@ def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
     return x
 
 
-def decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data) -> Tensor:
+def decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data, place: Place | None = None) -> Tensor:
     """`read_image` of a path or of bytes, called `name` in errors."""
     pixels = torch.from_numpy(opened(file, name, _pixels))
     fitted_size(*pixels.shape[1:], data, name)
-    return fit(pixels[None], data)[0]
+    return fit(pixels[None], data, place)[0]
 
 
 def opened(file: str | Path | io.BytesIO, name: str, look: Callable[[Image.Image], Any]) -> Any:
@@ -139,14 +144,26 @@ def fitted_size(height: int, width: int, data: recipe.Data, name: str) -> tuple[
             f"{name} is {width}x{height} pixels, too small for data.crop {data.crop}; set data.crop to at most "
             f"{min(height, width)}"
         )
+    if data.crop and not _holds(height, width, data):
+        raise HebmError(
+            f"{name} is {width}x{height} pixels, and the square of side {data.crop} at data.crop_at {data.crop_at} "
+            "(top, left) reaches beyond it; set another data.crop or data.crop_at"
+        )
     side = data.size or data.crop
     return (side, side) if side else (height, width)
 
 
-def fit(x: Tensor, data: recipe.Data) -> Tensor:
-    """uint8 [N, C, H, W] -> cropped, with the right channels, resized."""
+def _holds(height: int, width: int, data: recipe.Data) -> bool:
+    """Whether an image is large enough for the crop where it lies."""
+    top, left = data.crop_at or (0, 0)
+    return top + data.crop <= height and left + data.crop <= width
+
+
+def fit(x: Tensor, data: recipe.Data, place: Place | None = None) -> Tensor:
+    """uint8 [N, C, H, W] -> cropped, with the right channels, resized, of that the middle or the square at `place`."""
     if data.crop:
-        x = _middle(x, data.crop)
+        top, left = data.crop_at or [(side - data.crop) // 2 for side in x.shape[2:]]
+        x = x[:, :, top : top + data.crop, left : left + data.crop]
     if data.channels == 1 and x.shape[1] == 3:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R 601, as PIL
         x = (x * weights).sum(1, keepdim=True).round().to(torch.uint8)
@@ -155,13 +172,14 @@ def fit(x: Tensor, data: recipe.Data) -> Tensor:
     if data.size and tuple(x.shape[2:]) != (data.size, data.size):
         scale = data.size / min(x.shape[2:])
         sides = [max(round(side * scale), data.size) for side in x.shape[2:]]
-        x = _middle(F.interpolate(x.contiguous(), size=sides, mode="bilinear", antialias=True), data.size)
+        x = F.interpolate(x.contiguous(), size=sides, mode="bilinear", antialias=True)
+        rooms = [side - data.size for side in sides]
+        if place is None:
+            top, left = (room // 2 for room in rooms)
+        else:
+            top, left = (min(int(share * (room + 1)), room) for share, room in zip(place, rooms, strict=True))
+        x = x[:, :, top : top + data.size, left : left + data.size]
     return x.contiguous()
-
-
-def _middle(x: Tensor, side: int) -> Tensor:
-    top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
-    return x[:, :, top : top + side, left : left + side]
 
 
 def size_words(shape: Sequence[int]) -> str:

@@ -58,7 +58,8 @@ def on_disk(paths: list[Path], shape: tuple[int, int, int], data: recipe.Data, *
     """The images in these files, all of `shape` (C, H, W) once `fit`; `about` is what else `Images` takes."""
     data = data.model_copy(update={"channels": shape[0]})
     read = Decoder(len(paths), shape, lambda i: read_image(paths[i], data), lambda i: str(paths[i]))
-    return Images(len(paths), shape, read, names=[str(path) for path in paths], **about)
+    cut = (lambda i, place: read_image(paths[i], data, place)) if data.random_crop else None
+    return Images(len(paths), shape, read, names=[str(path) for path in paths], cut=cut, **about)
 
 
 def listed_in(folder: Path) -> tuple[list[Path], list[str] | None]:

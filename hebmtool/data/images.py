@@ -20,7 +20,8 @@ class Images:
     shape: (C, H, W), the same for every image.  labels: LongTensor [N], or None.  classes: the names that labels
     index, or None.  attributes: name -> BoolTensor [N].  names: the images' files, or None.
     numbers: LongTensor [N], each image's place among the `total` of its source (files are sorted), from which a split
-    takes some, in another order.
+    takes some, in another order.  cut: reads image i with its crop at (top, left), shares of the room there is, from 0
+    to 1; None where `data.random_crop` is off.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Images:
         names: list[str] | None = None,
         numbers: Sequence[int] | None = None,
         total: int | None = None,
+        cut: Callable[[int, Sequence[float]], Tensor] | None = None,
     ):
-        self._n, self._read = n, read
+        self._n, self._read, self._cut = n, read, cut
         self.numbers = torch.arange(n) if numbers is None else torch.as_tensor(numbers)
         self.total = n if total is None else total
         self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
@@ -56,6 +58,14 @@ class Images:
             raise IndexError(f"images are numbered 0 .. {self._n - 1}, but {min(indices)} .. {max(indices)} were asked")
         return self._read(indices) if indices else torch.empty(0, *self.shape, dtype=torch.uint8)
 
+    def seen(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """`batch` as training sees it: with `data.random_crop` each is cut at a place of its own, drawn from torch's
+        global generator."""
+        if self._cut is None:
+            return self.batch(indices)
+        places = rows.rand(len(indices), 2).tolist()
+        return torch.stack([self._cut(int(i), place) for i, place in zip(indices, places, strict=True)])
+
     def batches(self, size: int = 250) -> Iterator[Tensor]:
         """All the images in order, uint8 [size, C, H, W] at a time."""
         return (self.batch(indices) for indices in torch.arange(self._n).split(size))
@@ -73,6 +83,7 @@ class Images:
             names=None if self.names is None else [self.names[i] for i in kept],
             numbers=self.numbers[kept],
             total=self.total,
+            cut=None if self._cut is None else lambda i, place: self._cut(kept[i], place),
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hebmtool import recipe
 from hebmtool.data.arrays import channels_first, checked_labels, opened_arrays
-from hebmtool.data.decode import decode, first_sentence, fit, fitted_size
+from hebmtool.data.decode import Place, decode, first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
 from hebmtool.data.images import Images, Split, chosen_positions, permutation, together
 from hebmtool.errors import HebmError, UsageError, did_you_mean
@@ -146,14 +146,19 @@ def _in_memory(
     _, channels, height, width = array.shape
     shape = (data.channels or channels, *fitted_size(height, width, data, f"every image of {where}"))
     positions = chosen_positions(len(array), data, split, hold_out=hold_out, where=where)
+
+    def read(indices: list[int], place: Place | None = None) -> Tensor:
+        return fit(torch.from_numpy(np.ascontiguousarray(array[positions[indices]])), data, place)
+
     return Images(
         len(positions),
         shape,
-        lambda indices: fit(torch.from_numpy(np.ascontiguousarray(array[positions[indices]])), data),
+        read,
         labels=None if labels is None else torch.from_numpy(labels[positions].astype(np.int64)),
         classes=classes,
         numbers=positions,
         total=len(array),
+        cut=(lambda i, place: read([i], place)[0]) if data.random_crop else None,
     )
 
 
@@ -305,14 +310,15 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
     def name(i: int) -> str:
         return f"the entry {keys[i].decode(errors='replace')} of {folder}"
 
-    def entry(i: int) -> Tensor:
+    def entry(i: int, place: Place | None = None) -> Tensor:
         with database.begin() as transaction:
             encoded = transaction.get(keys[i])
-        return decode(io.BytesIO(encoded), name(i), data)
+        return decode(io.BytesIO(encoded), name(i), data, place)
 
     side = data.size or data.crop
     shape = (data.channels, side, side)
-    return Images(len(keys), shape, Decoder(len(keys), shape, entry, name))
+    cut = entry if data.random_crop else None
+    return Images(len(keys), shape, Decoder(len(keys), shape, entry, name), cut=cut)
 
 
 @cache  # a process may open a database only once, whoever reads it

@@ -14,6 +14,7 @@ walks go on holding the residuals u_i themselves.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from math import prod
@@ -141,6 +142,16 @@ class Generator(nn.Module, ABC):
     def images(self, u: Tensor) -> Tensor:
         """Mean images of p(x | T(u)).  [N, D] -> [N, C, H, W] in [0, 1]."""
         return self.likelihood.mean(self.decode(self.walk(u)))
+
+    def drawn(self, u: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images of p(x | T(u)), one each by a seed of its own, [N, C, H, W] in [0, 1] and on the CPU, where they are
+        drawn.  torch's random state is put back."""
+        images = []
+        with torch.random.fork_rng(devices=[]):
+            for logits, seed in zip(self.decode(self.walk(u)).float().cpu(), seeds, strict=True):
+                torch.manual_seed(seed)
+                images.append(self.likelihood.sample(logits[None]))
+        return torch.cat(images)
 
     def bits_per_dim(self, log_px: Tensor) -> Tensor:
         """Bits per dimension from a log-likelihood (or bound) in nats, [N] -> [N]."""

@@ -55,9 +55,9 @@ class Closure:
         )
 
 
-def prior_images(prior: Prior, n: int, seed: int, steps: Steps = None) -> Tensor:
-    """`n` mean images drawn from the prior, uint8 [n, C, H, W]; image i is the same whatever `n`."""
-    return torch.cat(list(sample(prior, n, seed, BATCH, steps=steps)))
+def prior_images(prior: Prior, n: int, seed: int, steps: Steps = None, pixels: str = "mean") -> Tensor:
+    """`n` images of the prior, uint8 [n, C, H, W]; image i is the same whatever `n`.  `pixels` as in `sample`."""
+    return torch.cat(list(sample(prior, n, seed, BATCH, steps=steps, pixels=pixels)))
 
 
 def draw_seed(recipe: Recipe, draw: int = 0) -> int:
@@ -66,7 +66,8 @@ def draw_seed(recipe: Recipe, draw: int = 0) -> int:
 
 
 def reconstructions(prior: Prior, images: data.Images, recipe: Recipe, n: int) -> Tensor:
-    """Mean images from one posterior draw each of the first `n` images, uint8 [n, C, H, W]."""
+    """Images from one posterior draw each of the first `n` images, uint8 [n, C, H, W]: the mean of p(x | z), or with
+    `evaluate.pixels: sample` a draw of it."""
     return torch.cat(list(reconstruct(prior, images, recipe, n)))
 
 
@@ -79,6 +80,7 @@ def reconstruct(prior: Prior, images: data.Images, recipe: Recipe, n: int, draw:
     """
     generator, device = prior.generator, prior.generator.device
     seed = derive_seed(recipe.seed, "reconstructions", *([draw] if draw else []))
+    mean = recipe.evaluate.pixels == "mean"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         n = min(n, len(images))
@@ -86,11 +88,16 @@ def reconstruct(prior: Prior, images: data.Images, recipe: Recipe, n: int, draw:
             batch = images.batch(indices % len(images))
             if not generator.has_encoder:
                 inference = Inference(prior, recipe, seed=seed)
-                yield inference.decode(inference(batch)[:, 0])
+                z = inference(batch)[:, 0]
+                yield inference.decode(z) if mean else picture.to_uint8(generator.drawn(z, _seeds(seed, indices)))
                 continue
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=False).to(device)
-            walk = generator.posterior(x).walk
-            yield picture.to_uint8(generator.likelihood.mean(generator.decode(walk)))
+            logits = generator.decode(generator.posterior(x).walk)
+            yield picture.to_uint8(generator.likelihood.mean(logits) if mean else generator.likelihood.sample(logits))
+
+
+def _seeds(seed: int, indices: Tensor) -> list[int]:
+    return [derive_seed(seed, "pixels", int(i)) for i in indices]
 
 
 def sizes(samples: int, images: data.Images, test: data.Images) -> int:
@@ -130,10 +137,10 @@ def closure(
     generator = prior.generator
     n = sizes(samples, images, test)
     reference = features(torch.cat(list(test.batches())))
-    seed = draw_seed(recipe)
+    seed, pixels = draw_seed(recipe), recipe.evaluate.pixels
     sets = [
-        features(prior_images(Gaussian(generator), n, seed)),
-        features(prior_images(prior, n, seed, steps)),
+        features(prior_images(Gaussian(generator), n, seed, pixels=pixels)),
+        features(prior_images(prior, n, seed, steps, pixels)),
         features(reconstructions(prior, images, recipe, n)),
     ]
     spread = bootstrap_distances(sets, reference) if reference.shape[1] <= BOOTSTRAP_FEATURES else None

@@ -27,6 +27,7 @@ from hebmtool.metrics.features import BATCH, Features
 from hebmtool.metrics.figures import Figure
 from hebmtool.run.folder import Run
 from hebmtool.run.header import CONTENTS, contents
+from hebmtool.use.sample import check_pixels
 
 SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
@@ -80,6 +81,7 @@ def evaluate(
     parts: Sequence[str] = (),
     command: str | None = None,
     chain: str | None = None,
+    pixels: str | None = None,
     **settings: object,
 ) -> Evaluation:
     """Judge the run's prior of this kind, or every one, beside the Gaussian prior and reconstructions.
@@ -96,6 +98,7 @@ def evaluate(
         fast: draw fast (`Prior.fast_steps`), everything in bf16.
         parts: of `diagnose.PARTS`, to be judged as well.
         command: what the user typed, for the provenance.
+        pixels: judge the "mean" of p(x | z) or a "sample" of it; as the recipe says when None.
         chain, settings: what the priors are drawn with (`Prior.using`) in place of what they were learned with; None
             stands for a setting that is not given.
 
@@ -112,6 +115,10 @@ def evaluate(
     recipe = run.recipe()
     if seed is not None:
         recipe = recipe.model_copy(update={"seed": seed})
+    if pixels is not None:
+        recipe = recipe.model_copy(
+            update={"evaluate": recipe.evaluate.model_copy(update={"pixels": check_pixels(pixels)})}
+        )
     images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, reference)
     n, sampler = sizes(samples or recipe.evaluate.samples, images, held_out), given(chain, settings)
     own, trained = load_priors(run, kinds, device, steps, sampler, "bf16" if fast else "float32")
@@ -128,6 +135,7 @@ def evaluate(
         "steps": "fast" if fast else steps,
         **({"sampler": sampler} if sampler else {}),
         **({"parts": list(parts)} if parts else {}),
+        **({"pixels": recipe.evaluate.pixels} if recipe.evaluate.pixels != "mean" else {}),
         "reference": {"split": reference, "images": len(held_out), "sha256": digest[:DIGITS]},
         "features": [{"name": s.features.name, "sha256": (s.features.digest or "")[:DIGITS] or None} for s in spaces],
         "checkpoints": _checkpoints(run, kinds),

@@ -55,7 +55,7 @@ def judge(
     result["images"] = n
     if features is not None:
         reference = features(torch.cat(list(test.batches())))
-        drawn = prior_images(model, recipe.evaluate.samples, draw_seed(recipe))
+        drawn = prior_images(model, recipe.evaluate.samples, draw_seed(recipe), pixels=recipe.evaluate.pixels)
         result |= {"fd": distances.frechet_distance(features(drawn), reference), "features": features.name}
         result["samples"] = recipe.evaluate.samples
     # As many steps as in learning: it is that run whose law the prior learns.

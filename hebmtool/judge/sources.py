@@ -1,6 +1,7 @@
 """The sets of images that judging a run holds beside each other, each drawn once per draw.
 
-    gaussian           x = E[x | T(u)],   u ~ N(0, I), the generator's own prior
+    gaussian           x = E[x | T(u)], or x ~ p(x | T(u)) with `evaluate.pixels: sample`,   u ~ N(0, I), the
+                       generator's own prior
     KIND               the same, u drawn from a trained prior
     reconstructions    u ~ q(u | x') of training images x', or what inference comes to where there is no encoder
 
@@ -89,8 +90,10 @@ def list_sources(
         UsageError: a prior that nothing draws faster, with `fast`.
     """
 
+    pixels = recipe.evaluate.pixels
+
     def sampled(prior: Prior, steps: Steps = None) -> Callable[[int], Iterator[Tensor]]:
-        return lambda draw: sample(prior, n, draw_seed(recipe, draw), BATCH, steps=steps)
+        return lambda draw: sample(prior, n, draw_seed(recipe, draw), BATCH, steps=steps, pixels=pixels)
 
     def reconstructed(prior: Prior) -> Callable[[int], Iterator[Tensor]]:
         return lambda draw: reconstruct(prior, images, recipe, n, draw)

@@ -5,10 +5,10 @@
 alone.  Nothing here imports torch.
 """
 
+from hebmtool.recipe.cells import CELL_ROLES
 from hebmtool.recipe.keys import Key, keys, schema
 from hebmtool.recipe.load import dump, from_dict, load, named, names, text
 from hebmtool.recipe.schema import (
-    CELL_ROLES,
     Data,
     Energy,
     Evaluate,

@@ -12,15 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hebmtool.errors import did_you_mean
 from hebmtool.recipe import together
+from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.mistakes import show
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
 
-CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
-CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
-CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
 
 
 class Part(BaseModel):
@@ -36,7 +33,16 @@ class Data(Part):
     category: str = Field("church_outdoor", description="LSUN category")
     download: bool = Field(True, description="let torchvision download where it offers to")
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this height and width (pixels)")
-    crop: int | None = Field(None, ge=4, description="centre crop to this side (pixels) before resizing")
+    crop: int | None = Field(None, ge=4, description="crop to this side (pixels) before resizing")
+    crop_at: list[Annotated[int, Field(ge=0, le=2**16)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="top and left edge of that crop (pixels); none takes the middle",
+    )
+    random_crop: bool = Field(
+        False, description="of an image resized by its short side, training sees a square at random, not the middle"
+    )
     channels: Literal[1, 3] | None = Field(None, description="1 converts to grey, 3 to RGB; none keeps the source's")
     flip: bool = Field(False, description="random horizontal flips while training")
     bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
@@ -56,6 +62,18 @@ class Data(Part):
         description="pixels training does not see: the share of each image's that is hidden at random (above 0, below "
         "1), or masks, a file or a folder (prior.kind flow only)",
     )
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> "Data":
+        if self.crop_at is not None and self.crop is None:
+            raise ValueError("data.crop_at says where the crop lies, but there is none; set data.crop to its side")
+        if self.random_crop and self.size is None:
+            raise ValueError("data.random_crop cuts images that data.size has resized, and there is none; set it")
+        if self.random_crop and self.missing is not None:
+            raise ValueError(
+                "data.random_crop moves images and data.missing does not move their masks; set one of them"
+            )
+        return self
 
     @field_validator("missing", mode="before")
     @classmethod
@@ -115,13 +133,7 @@ class Generator(Part):
     @field_validator("cells", mode="before")
     @classmethod
     def _known_cells(cls, cells: Any) -> Any:
-        if isinstance(cells, Mapping):
-            _check_cell_map(cells)
-        elif cells not in CELL_KINDS:
-            raise ValueError(
-                f"generator.cells is {show(cells)}, but must be one of {', '.join(CELL_KINDS)}, or a map from the "
-                f"eight cell roles to their ops{did_you_mean(cells, CELL_KINDS)}"
-            )
+        check_cells(cells)
         return cells
 
     @model_validator(mode="after")
@@ -132,24 +144,6 @@ class Generator(Part):
                 f"{self.postprocess_blocks}, but they must be equal; set both"
             )
         return self
-
-
-def _check_cell_map(cells: Mapping) -> None:
-    for role in [*cells, *CELL_ROLES]:
-        known = role in CELL_ROLES
-        if not known or role not in cells:
-            found, near = ("lacks", "") if known else ("has", did_you_mean(role, CELL_ROLES))
-            raise ValueError(
-                f"generator.cells {found} the role {show(role)}, but must have exactly the roles "
-                f"{', '.join(CELL_ROLES)}{near}"
-            )
-    for role, ops in cells.items():
-        listed = isinstance(ops, list) and len(ops) in (1, 2) and all(isinstance(op, str) for op in ops)
-        if not listed or not all(re.fullmatch(CELL_OP, op) for op in ops):
-            raise ValueError(
-                f"generator.cells.{role} is {show(ops)}, but must be a list of one or two ops, each res_bnswish or "
-                "mconv_e<expansion>k<kernel>g0 with a kernel of odd size"
-            )
 
 
 class TrainVae(Part):
@@ -167,6 +161,9 @@ class TrainVae(Part):
     kl_balance: bool = Field(True, description="NVAE's balancing of the layers' KLs during warm-up")
     free_nats: float = Field(0.0, ge=0, description="nats of KL per layer that cost nothing")
     spectral_weight: float = Field(1e-2, ge=0, description="weight of the spectral regularisation")
+    spectral_start: float | None = Field(
+        None, gt=0, description="and at the start, falling geometrically while the KL's weight rises; none: the same"
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(200.0, gt=0, description="gradient norm clip")
     skip: int = Field(0, ge=0, description=SKIP)
@@ -321,7 +318,9 @@ class TrainPrior(Part):
     batch_size: int = Field(64, ge=1, description="images per update")
     lr: float = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
+    lr_staircase: bool = Field(False, description="the rate falls at the end of an epoch, not all through it")
     lr_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    flip: bool | None = Field(None, description="random horizontal flips in stage two; none does as data.flip says")
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.999),
         strict=False,  # a YAML list is not a tuple
@@ -351,6 +350,9 @@ class Evaluate(Part):
     """The prior-hole closure printed at the end of stage two."""
 
     samples: int = Field(1000, ge=2, description="images per set")
+    pixels: Literal["mean", "sample"] = Field(
+        "mean", description="what of p(x|z) is compared: its mean, or a draw, as in the published code"
+    )
     features: str | None = Field(None, description="TorchScript feature network; none uses the embedded one")
 
 
@@ -375,6 +377,12 @@ class Recipe(Part):
     def prior_seed(self) -> int:
         """Seed of stage two."""
         return self.seed if self.train_prior.seed is None else self.train_prior.seed
+
+    @property
+    def prior_data(self) -> Data:
+        """`data` as stage two reads it."""
+        flip = self.train_prior.flip
+        return self.data if flip is None else self.data.model_copy(update={"flip": flip})
 
     @property
     def one_stage(self) -> bool:

@@ -87,7 +87,7 @@ def train_flow(
     with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
-            x = data.prepare(images.batch(indices), recipe.data, model.g.likelihood.read, train=True).to(device)
+            x = data.prepare(images.seen(indices), recipe.data, model.g.likelihood.read, train=True).to(device)
             observed = None if hidden is None else ~hidden(indices).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)

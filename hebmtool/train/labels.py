@@ -113,7 +113,7 @@ def _train_label(
     with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save, kept=path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
-            x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=True).to(device)
+            x = data.prepare(images.seen(indices), recipe.prior_data, generator.likelihood.read, train=True).to(device)
             label.energy.advance()
             with torch.no_grad():
                 t = rows.randint(schedule.T, len(x), device)

@@ -47,9 +47,11 @@ MOST_WHITENED = 16_384
 
 
 def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
-    """Learning rate of update `step`: linear warm-up, then a factor `lr_decay` per epoch."""
+    """Learning rate of update `step`: linear warm-up, then a factor `lr_decay` per epoch, at its end with
+    `lr_staircase` and else in every update its share."""
     warm = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
-    return config.lr * warm * config.lr_decay ** (step / updates_per_epoch)
+    epochs = step // updates_per_epoch if config.lr_staircase else step / updates_per_epoch
+    return config.lr * warm * config.lr_decay**epochs
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
         torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
         for indices in torch.arange(n).split(BATCH):
-            x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=True)
+            x = data.prepare(images.batch(indices), recipe.prior_data, generator.likelihood.read, train=True)
             u = generator.encode(x.to(device))
             total += u.sum(0)
             products += u.T @ u
@@ -148,8 +150,8 @@ def train_prior(
 
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
-            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+            batch = images.seen(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
+            x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
             with torch.no_grad():
                 u_0 = generator.encode(x)
             for group in optimizer.param_groups:

@@ -45,6 +45,12 @@ def kl_weight(config: TrainVae, step: int) -> float:
     return 1.0 if step >= warmup else max(config.kl_start, step / warmup)
 
 
+def spectral_weight(config: TrainVae, beta: float) -> float:
+    """lambda: the weight of the spectral term where the KL's is beta, from `spectral_start` down to its own."""
+    start = config.spectral_start or config.spectral_weight
+    return start ** (1 - beta) * config.spectral_weight**beta
+
+
 def balance(kl: Tensor, sizes: Tensor) -> Tensor:
     """gamma [L], mean 1: larger for layers with more KL, so that those with little are left to grow.
 
@@ -148,7 +154,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     generator.train()
     with Updates(run, "train-vae", seed, config, config.iterations, step, save, show, run.generator_path) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, seed, step, LEAST))
+            batch = images.seen(data.batch_indices(len(images), config.batch_size, seed, step, LEAST))
             x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
@@ -163,7 +169,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
             weighted = (gamma * kl.clamp(min=config.free_nats)).sum()
             loss = -log_px.mean() + beta * weighted
             if config.spectral_weight > 0:
-                loss = loss + config.spectral_weight * penalty()
+                loss = loss + spectral_weight(config, beta) * penalty()
 
             [norm] = updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
             if updates.to_log:

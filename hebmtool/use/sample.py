@@ -1,6 +1,6 @@
 """Sampling: HEBM's Algorithm 2 and its pictures (https://arxiv.org/abs/2405.13910).
 
-u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T(u_0)), shown as its mean
+u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T(u_0)), shown as its mean unless asked
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,19 @@ from torch import Tensor
 
 from hebmtool import picture
 from hebmtool.console import progress
-from hebmtool.noise import Noise
+from hebmtool.errors import UsageError, did_you_mean
+from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import Prior, Steps, not_finite
+
+PIXELS = ("mean", "sample")
+"""What of p(x | z) an image may be."""
+
+
+def check_pixels(word: str) -> str:
+    """`word`, when it is one of PIXELS."""
+    if word not in PIXELS:
+        raise UsageError(f"pixels is '{word}'; choose of {', '.join(PIXELS)}{did_you_mean(word, PIXELS)}")
+    return word
 
 
 @torch.no_grad()
@@ -22,6 +33,7 @@ def sample(
     batch_size: int = 64,
     temperature: float = 1.0,
     steps: Steps = None,
+    pixels: str = "mean",
 ) -> Iterator[Tensor]:
     """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
 
@@ -30,17 +42,21 @@ def sample(
     Arguments:
         temperature: tau > 0; 1 is the prior itself.
         steps: Langevin steps, of every level or of each, the recipe's K when None.
+        pixels: "mean" of p(x | z), or a "sample" of it.
 
     Raises:
         HebmError: the chain left the numbers.
     """
-    device = prior.generator.device
+    generator, device = prior.generator, prior.generator.device
     with progress(f"sampling {prior.kind}", n) as bar:
         for indices in torch.arange(n).split(batch_size):
             u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps, temperature)
             if not u.isfinite().all():
                 raise not_finite(prior.kind)
-            yield picture.to_uint8(prior.generator.images(u))
+            if pixels == "mean":
+                yield picture.to_uint8(generator.images(u))
+            else:
+                yield picture.to_uint8(generator.drawn(u, [derive_seed(seed, "pixels", int(i)) for i in indices]))
             bar.advance(len(indices))
 
 

@@ -15,7 +15,7 @@ from hebmtool.run.open import load_prior
 from hebmtool.train.flow import train_flow
 from hebmtool.train.labels import accuracy, train_labels
 from hebmtool.train.prior import learning_rate, train_prior
-from hebmtool.train.vae import balance, bound, kl_weight, train_vae
+from hebmtool.train.vae import balance, bound, kl_weight, spectral_weight, train_vae
 
 
 def digits(*more):
@@ -102,6 +102,21 @@ def test_learning_rates_warm_up_and_decay_by_the_epoch():
     config = TrainPrior(lr=1e-3, lr_warmup=4, lr_decay=0.5)
     assert [learning_rate(config, step, 10) for step in (0, 3)] == pytest.approx([1e-3 * 0.25, 1e-3 * 0.5**0.3])
     assert learning_rate(config, 20, 10) == pytest.approx(1e-3 * 0.25)
+    stairs = config.model_copy(update={"lr_staircase": True, "lr_warmup": 0})
+    assert [learning_rate(stairs, step, 10) for step in (0, 9, 10, 25)] == pytest.approx([1e-3, 1e-3, 5e-4, 2.5e-4])
+
+
+def test_the_spectral_weight_falls_geometrically_while_that_of_the_kl_rises():
+    config = TrainVae(spectral_weight=1e-2, spectral_start=1.0)
+    assert [spectral_weight(config, beta) for beta in (0, 0.5, 1)] == pytest.approx([1, 0.1, 0.01])
+    constant = TrainVae(spectral_weight=3e-2)
+    assert spectral_weight(constant, 0.3) == pytest.approx(3e-2)
+
+
+def test_stage_two_flips_as_it_is_told():
+    for flips, said, found in ((True, None, True), (True, False, False), (False, True, True)):
+        settings = recipe.from_dict({"data": {"flip": flips}, "train_prior": {"flip": said}})
+        assert (settings.prior_data.flip, settings.data.flip) == (found, flips)
 
 
 def test_stage_two_returns_the_prior_that_is_saved(stage_one):
