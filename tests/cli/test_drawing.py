@@ -47,6 +47,8 @@ def test_options_change_what_is_drawn(hebm, tiny, tmp_path):
         "h": ("--chain", "preconditioned", "--h", 0.1),
         "langevin": ("--chain", "langevin"),
         "eta": ("--chain", "langevin", "--eta", 1e-3),
+        "unscaled": ("--chain", "unscaled"),
+        "pixels": ("--pixels", "sample"),
         "readjusted": ("--readjust-bn", "--readjust-temperature", 0.7),
     }
     drawn = {}

@@ -111,6 +111,21 @@ def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run):
     assert other.provenance["seed"] == 1
 
 
+def test_draws_of_the_pixels_are_judged_where_asked(run):
+    mean, drawn = evaluate(run, CPU, "ebm"), evaluate(run, CPU, "ebm", pixels="sample")
+    assert drawn.provenance["pixels"] == "sample" and "pixels" not in mean.provenance
+    assert all(values(mean, "FD")[of] != value for of, value in values(drawn, "FD").items())
+    settings = run.recipe()
+    settings.evaluate.pixels = "sample"
+    images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
+    features = load_features(settings.evaluate.features, images.shape, CPU)
+    alone = closure(load_prior(run, "ebm", CPU), images, test, settings, features, N)
+    assert values(drawn, "FD")["ebm"] == pytest.approx(alone.fd_prior, rel=1e-5)
+    assert values(drawn, "FD")["reconstructions"] == pytest.approx(alone.fd_reconstruction, rel=1e-5)
+    with pytest.raises(UsageError, match="pixels is 'samples'; choose of mean, sample; did you mean 'sample'"):
+        evaluate(run, CPU, "ebm", pixels="samples")
+
+
 def test_one_kind_with_other_steps(run):
     few, many = (evaluate(run, CPU, "ebm", steps=steps, samples=20) for steps in (None, 9))
     assert list(values(few, "FD")) == ["gaussian", "ebm", "reconstructions"]

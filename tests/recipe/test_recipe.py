@@ -79,34 +79,6 @@ def test_images_of_a_built_in_recipe_halve_evenly(name):
     assert side % 2 ** (loaded.generator.scales - 1 + loaded.generator.preprocess_blocks) == 0
 
 
-@pytest.mark.parametrize("name", FLOW)
-def test_published_settings_of_the_flow(name):
-    loaded = recipe.load(name)
-    assert loaded.prior.kind == "flow" and not loaded.flow.persistent
-    assert loaded.flow.start == ("normal" if name == "mnist-flow" else "prior")
-    published = {
-        "svhn-flow": (100, 64, 20, 3e-4),
-        "cifar10-flow": (128, 128, 40, 4e-4),
-        "celeba-flow": (100, 64, 40, 4e-4),
-    }
-    found = (loaded.flow.latent, loaded.flow.width, loaded.flow.steps, loaded.train_prior.lr)
-    assert found == published.get(name, found)
-    assert 10 <= loaded.flow.test_steps / loaded.flow.steps <= 20
-
-
-def test_published_settings_of_stage_two():
-    cifar, faces = recipe.load("cifar10"), recipe.load("celebahq256")
-    assert (cifar.prior.steps, cifar.prior.eta, cifar.prior.energy.width) == (50, 3e-5, 128)
-    assert (faces.prior.steps, faces.prior.eta, faces.prior.energy.width) == (30, 2e-5, 64)
-    assert (cifar.train_prior.batch_size, cifar.train_prior.lr_decay) == (50, 0.9)
-    assert (faces.train_prior.batch_size, faces.train_prior.lr_decay) == (4, 0.98)
-    for published in (cifar, faces):
-        assert (published.prior.chain, published.prior.objective) == ("langevin", "recovery")
-        assert published.prior.energy.reads == "z"
-        assert published.train_prior.betas == (0.99, 0.999)
-        assert (published.train_prior.lr, published.train_prior.weight_decay) == (4e-5, 3e-5)
-
-
 def test_text_is_the_file_as_written():
     assert recipe.text("digits").startswith("# ")
     assert recipe.from_dict(yaml.load(recipe.text("digits"), _Loader)) == recipe.load("digits")

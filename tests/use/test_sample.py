@@ -63,6 +63,19 @@ def test_images_come_as_they_are_drawn(vivid, monkeypatch):
     assert len(asked) == 1
 
 
+def test_a_sample_of_the_pixels_is_each_images_own(vivid):
+    """Drawn from p(x | z), which for binary pixels means black or white; the mean over many is the mean."""
+    prior = make(vivid, "gaussian")
+    pixels = drawn(prior, 6, seed=3, pixels="sample")
+    assert set(pixels.unique().tolist()) == {0, 255}
+    before = torch.get_rng_state()
+    assert torch.equal(drawn(prior, 6, seed=3, batch_size=2, pixels="sample"), pixels)
+    assert torch.equal(torch.get_rng_state(), before)
+    u = torch.randn(1, vivid.D)
+    many = vivid.drawn(u.expand(400, -1), range(400)).mean(0)
+    assert (many - vivid.images(u)[0]).abs().max() < 5 * 0.5 / 20
+
+
 @pytest.mark.parametrize(("kind", "stages"), [("gaussian", 1), ("ebm", 2), ("diffusion-ebm", 4), ("flow", 5)])
 def test_progressive_runs_from_the_noise_to_the_sample(vivid, kind, stages):
     prior = make(vivid, kind)
