@@ -11,6 +11,7 @@ from hebmtool.console import note
 from hebmtool.errors import UsageError
 
 
+# More than a screen, for its options are many; what it does is short.
 def sample(
     n: Annotated[int, options.number("Number of images.")] = 64,
     seed: Annotated[int, options.seed("Image i of a seed is the same at any -n and --batch-size.")] = 0,
