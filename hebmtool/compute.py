@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from hebmtool.errors import HebmError, UsageError
 
@@ -49,7 +52,25 @@ def keep_memory() -> None:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Autocast to bfloat16 for "bf16", nothing for "float32"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    if precision == "float32":
+        return nullcontext()
+    return ShapesCast() if device.type == "meta" else torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def uncast(device: torch.device) -> AbstractContextManager:
+    """Within an `autocast`, everything as it is given."""
+    return torch._C.DisableTorchFunction() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+class ShapesCast(TorchFunctionMode):
+    """What autocast does to convolutions and matrix products, on the device without values; torch has none for it."""
+
+    CAST = (F.conv2d, F.linear, torch.matmul, torch.Tensor.matmul)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.CAST:
+            args, kwargs = tree_map_only(torch.Tensor, lambda x: x.bfloat16(), (args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
 def device_name(device: torch.device) -> str:

@@ -37,6 +37,9 @@ class Levels(Protocol):
     sbar: Tensor
     sigma: Tensor
 
+    def on(self, device: torch.device) -> "Levels":
+        """The same with its coefficients on that device."""
+
     def conditional(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, sigma) of the Gaussian part of p(u_t | u_{t+1}), each [N, 1]."""
 

@@ -134,9 +134,10 @@ class Published(Chain, word="langevin"):
 
     def scale(self, schedule: Levels, t: Tensor) -> Tensor:
         """b_t^2."""
-        sbar = schedule.sbar[:-1]
-        growth = torch.where(torch.arange(len(sbar)) == 0, 1.0, sbar / sbar[0])
-        return (self.eta * growth * schedule.sigma[1:].square()).float().to(t.device)[t]
+        here = schedule.on(t.device)
+        sbar = here.sbar[:-1]
+        growth = torch.where(torch.arange(len(sbar), device=t.device) == 0, 1.0, sbar / sbar[0])
+        return (self.eta * growth * here.sigma[1:].square()).float()[t]
 
     def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
         b = self.scale(schedule, t).sqrt()[:, None]
@@ -187,7 +188,8 @@ class GaussianExact(Chain):
     def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
         shorter = 1.0
         if start is not None:
-            shorter = float(schedule.conditional(t[:1])[1].square().sum()) or 1.0
+            # Level 0's, read where it costs no wait for the device.
+            shorter = float(schedule.conditional(torch.zeros(1, dtype=torch.long))[1].square().sum()) or 1.0
         return self.run(slope, a * u_next, sigma, shorter, K, eps, tau, held, start)
 
 

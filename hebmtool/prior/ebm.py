@@ -242,13 +242,13 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
         super().__init__(generator, config, Schedule(config.levels))
 
     def pairs(self, u_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.levels(len(u_0)).to(u_0.device)
+        t = self.levels(len(u_0), u_0.device)
         u_t, u_next = self.schedule.diffuse(u_0, t)
         return u_t, u_next, t
 
-    def levels(self, n: int) -> Tensor:
+    def levels(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """Levels to learn on, long [n]: floor(T U^p), U uniform on [0, 1), p being `level_power`."""
-        return (self.T * rows.rand(n).pow(self.config.level_power)).long().clamp(max=self.T - 1)
+        return (self.T * rows.rand(n, device=device).pow(self.config.level_power)).long().clamp(max=self.T - 1)
 
     def trajectory(
         self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
-from hebmtool.compute import autocast
+from hebmtool.compute import autocast, uncast
 from hebmtool.generator import Generator, TopDown
 from hebmtool.prior.published import PublishedLayerEnergy
 from hebmtool.prior.spectral import ACTIVATIONS, SpectralConv, Standard, sinusoidal, spectral
@@ -89,7 +89,7 @@ class LayerEnergy(nn.Module):
             w = w.unflatten(1, (-1, *self.last)).permute(0, 2, 3, 1).flatten(1)
         else:
             x = x.sum((2, 3))
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x.device):
             return F.linear(x.float(), w, self.head.bias)
 
 

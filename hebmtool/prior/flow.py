@@ -13,13 +13,15 @@ whose T is the identity.  Inference is a short Langevin run
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 from zuko.flows.coupling import GeneralCouplingTransform
-from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+from zuko.transforms import CouplingTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 from hebmtool import recipe as recipes
 from hebmtool.chains.short_run import short_run
@@ -32,6 +34,27 @@ COUPLINGS = {
     "affine": {"univariate": MonotonicAffineTransform, "shapes": [(), ()]},
     "spline": {"univariate": MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]},
 }
+
+
+class Halves(CouplingTransform):
+    """zuko's, with the halves' coordinates as given: it looks for them in the mask anew at each call, which makes an
+    accelerator wait."""
+
+    def __init__(self, meta: Callable[[Tensor], Transform], idx_a: Tensor, idx_b: Tensor):
+        Transform.__init__(self)
+        self.meta, self.idx_a, self.idx_b = meta, idx_a, idx_b
+
+
+class Coupling(GeneralCouplingTransform):
+    """zuko's, for as many kept coordinates as the mask had when it was made; which they are may be loaded."""
+
+    def __init__(self, features: int, mask: Tensor, **keys):
+        super().__init__(features, mask=mask, **keys)
+        self.kept = int(mask.sum())
+
+    def forward(self, c: Tensor | None = None) -> CouplingTransform:
+        order = (~self.mask).int().argsort(stable=True)
+        return Halves(partial(self.meta, c), order[: self.kept], order[self.kept :])
 
 
 class Mixing(nn.Module):
@@ -76,7 +99,7 @@ class FlowPrior(Prior, kind="flow"):
                 mask = torch.arange(D) < D // 2
             elif i % 2 == 0:
                 mask = torch.randperm(D) % 2 == 0
-            coupling = GeneralCouplingTransform(
+            coupling = Coupling(
                 D,
                 mask=mask if mixes or i % 2 == 0 else ~mask,
                 hidden_features=(config.hidden,) * 2,
@@ -167,4 +190,4 @@ class FlowPrior(Prior, kind="flow"):
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
         """-log p(z, x) / (C H W) at inferred z, averaged, and its parts in nats per image."""
         log_z, log_x = self.log_density(u_0).mean(), self.g.log_px(self.g.walk(u_0), x, visible).mean()
-        return -(log_z + log_x) / math.prod(x.shape[1:]), {"log_z": log_z.item(), "log_x": log_x.item()}
+        return -(log_z + log_x) / math.prod(x.shape[1:]), {"log_z": log_z.detach(), "log_x": log_x.detach()}

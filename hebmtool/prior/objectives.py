@@ -1,7 +1,7 @@
 """What stage two minimises, one function per objective: (prior, u_0 [N, D], x [N, C, H, W]) -> (loss, figures).
 
 All learn F of an energy-based prior on posterior draws u_0; `prior.pairs` takes these to the levels t they are learned
-on.  The power iterations advance once per update.  `figures` are worth logging.
+on.  The power iterations advance once per update.  `figures` are worth logging, and stay on the device until they are.
 """
 
 from collections.abc import Callable
@@ -58,12 +58,12 @@ def recovery(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor, dict
         loss = loss + 2 * torch.relu(-config.margin - gap).mean()
     penalty = (both / torch.cat([scale, scale])).square().mean()
     figures = {
-        "gap": gap.mean().item(),
-        "overshot": (gap < -config.margin).float().mean().item() if config.margin else 0.0,
-        "energy_positive": F_positive.mean().item(),
-        "energy_negative": F_negative.mean().item(),
-        "negative_std": negative.std().item(),
-        "positive_std": positive.std().item(),
+        "gap": gap.detach().mean(),
+        "overshot": (gap.detach() < -config.margin).float().mean() if config.margin else 0.0,
+        "energy_positive": F_positive.detach().mean(),
+        "energy_negative": F_negative.detach().mean(),
+        "negative_std": negative.std(),
+        "positive_std": positive.std(),
     }
     return loss + config.penalty * penalty, figures
 
@@ -82,7 +82,7 @@ def noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor
     loss = softplus(-F_positive).mean() + softplus(F_negative).mean()
     right = 0.5 * ((F_positive > 0).float().mean() + (F_negative < 0).float().mean())
     # The mean of F at the positives is the hole found so far, in nats.
-    figures = {"nats": F_positive.mean().item(), "accuracy": right.item()}
+    figures = {"nats": F_positive.detach().mean(), "accuracy": right}
     return loss + prior.config.penalty * size, figures
 
 
@@ -101,7 +101,7 @@ def conditional_noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> 
     negative = rho * positive + (1 - rho.square()).sqrt() * rows.randn_like(positive)
     F_positive, F_negative, size = _contrasted(prior, positive, negative, t)
     gap = F_negative - F_positive
-    figures = {"gap": gap.mean().item(), "accuracy": (gap < 0).float().mean().item()}
+    figures = {"gap": gap.detach().mean(), "accuracy": (gap < 0).float().mean()}
     return softplus(gap).mean() + prior.config.penalty * size, figures
 
 
@@ -120,8 +120,9 @@ def score_matching(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor
     """
     schedule, score = prior.schedule, prior.generator.posterior_score(u_0, x)
     prior.energy.advance()
-    t = prior.levels(len(u_0)).to(u_0.device)
-    abar, sbar = (c.float().to(t.device)[t][:, None] for c in (schedule.abar, schedule.sbar))
+    t = prior.levels(len(u_0), u_0.device)
+    here = schedule.on(t.device)
+    abar, sbar = (c.float()[t][:, None] for c in (here.abar, here.sbar))
     eps = rows.randn_like(u_0)
     clean = (t == 0)[:, None]
     u = torch.where(clean, u_0, abar * u_0 + sbar * eps).requires_grad_(True)
@@ -132,5 +133,8 @@ def score_matching(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor
     # What predicting the Gaussian's own score would cost; the part of it that is explained is worth watching.
     baseline = (weight * (u + target)).square().mean(1).detach()
     explained = (baseline - error).detach()
-    figures = {f"explained_{level}": explained[t == level].mean().item() for level in range(schedule.T)}
+    figures = {}
+    for level in range(schedule.T):
+        there = (t == level).float()
+        figures[f"explained_{level}"] = (explained * there).sum() / there.sum()
     return error.mean() + prior.config.penalty * (F / prior.scale(t)).square().mean(), figures

@@ -10,6 +10,9 @@ k_t = t floor(1000 / (2 (T - 1))) for t < T, and k_T = 999.  Then
     u_{t+1} = a_{t+1} u_t + sigma_{t+1} eps'
 """
 
+import copy
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,6 +44,16 @@ class Schedule:
 
     def _set(self, a: Tensor, sigma: Tensor, abar: Tensor, sbar: Tensor) -> None:
         self.T, self.a, self.sigma, self.abar, self.sbar = len(a) - 1, a, sigma, abar, sbar
+        self._copies: dict[torch.device, Self] = {a.device: self}
+
+    def on(self, device: torch.device) -> Self:
+        """The same with its coefficients there: copied once, for a copy makes the device wait."""
+        if device not in self._copies:
+            there = self._copies[device] = copy.copy(self)
+            there.a, there.sigma, there.abar, there.sbar = (
+                c.to(device) for c in (self.a, self.sigma, self.abar, self.sbar)
+            )
+        return self._copies[device]
 
     @classmethod
     def joint(cls) -> "Schedule":
@@ -59,7 +72,8 @@ class Schedule:
             t: level per image, long [N].
         """
         top = (t == self.T - 1)[:, None]
-        a, sigma = (c.float().to(t.device)[t + 1][:, None] for c in (self.a, self.sigma))
+        here = self.on(t.device)
+        a, sigma = (c.float()[t + 1][:, None] for c in (here.a, here.sigma))
         return torch.where(top, 0.0, a), torch.where(top, 1.0, sigma)
 
     def diffuse(self, u_0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +87,7 @@ class Schedule:
         def at(coefficients: Tensor, level: Tensor) -> Tensor:
             return coefficients.to(u_0)[level][:, None]
 
-        u_t = at(self.abar, t) * u_0 + at(self.sbar, t) * rows.randn_like(u_0)
-        u_next = at(self.a, t + 1) * u_t + at(self.sigma, t + 1) * rows.randn_like(u_0)
+        here = self.on(u_0.device)
+        u_t = at(here.abar, t) * u_0 + at(here.sbar, t) * rows.randn_like(u_0)
+        u_next = at(here.a, t + 1) * u_t + at(here.sigma, t + 1) * rows.randn_like(u_0)
         return u_t, u_next

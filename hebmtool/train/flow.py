@@ -92,7 +92,7 @@ def train_flow(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
-            z_0 = rows.randn(len(x), model.g.D).to(device)
+            z_0 = rows.randn(len(x), model.g.D, device=device)
             start = model.start(z_0, step) if chains is None else chains.z[indices]
             z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: rows.randn_like(like), observed)
             loss, figures = model.loss(z, x, observed)
@@ -101,8 +101,7 @@ def train_flow(
             if chains is not None and not updates.skipped:
                 chains.z[indices] = z
             if updates.to_log:
-                value = loss.item()
-                updates.log(f"loss {value:.3g}", loss=value, **figures, z_std=z.std().item(), grad_norm=norms)
+                updates.log(f"loss {loss:.3g}", loss=loss.detach(), **figures, z_std=z.std(), grad_norm=norms)
     show(updates.step)
     return averaged
 

@@ -71,6 +71,16 @@ def train_labels(
     return results
 
 
+def objective(label: LabelEnergy, generator: Tower, schedule: Schedule, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(what stage three minimises, log p(y | z, t) of every value [N, K]), on images x with the values y [N]."""
+    label.energy.advance()
+    with torch.no_grad():
+        t = rows.randint(schedule.T, len(x), x.device)
+        walk = generator.walk(schedule.diffuse(generator.encode(x), t)[0])
+    log_p = label.log_prob(walk, t)
+    return F.nll_loss(log_p, y), log_p
+
+
 def _train_label(
     name: str,
     recipe: Recipe,
@@ -114,17 +124,11 @@ def _train_label(
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             x = data.prepare(images.seen(indices), recipe.prior_data, generator.likelihood.read, train=True).to(device)
-            label.energy.advance()
-            with torch.no_grad():
-                t = rows.randint(schedule.T, len(x), device)
-                walk = generator.walk(schedule.diffuse(generator.encode(x), t)[0])
-            log_p = label.log_prob(walk, t)
             target = y[indices].to(device)
-            loss = F.nll_loss(log_p, target)
+            loss, log_p = objective(label, generator, schedule, x, target)
             updates.descend(loss, optimizer, label, ema, "train_prior.label_lr")
             if updates.to_log:
-                right = (log_p.argmax(1) == target).float().mean().item()
-                updates.log(loss=loss.item(), accuracy=right)
+                updates.log(loss=loss.detach(), accuracy=(log_p.argmax(1) == target).float().mean())
     label.load_state_dict(ema.tensors)
     label.eval()
     label.energy.settle()

@@ -6,8 +6,6 @@ position in the data, and resuming continues exactly.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +22,7 @@ from hebmtool.noise import derive_seed
 from hebmtool.recipe import Recipe, TrainPrior, TrainVae
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.train.stopping import StopSignals
 
 # Recipe keys that say when something is written, not what is computed: they may change on resuming.
 HOUSEKEEPING = ("log_every", "sample_every", "save_every")
@@ -33,6 +32,8 @@ LOSS_BOUND = 1e15
 WEIGHT_BOUND = 1e8
 # Updates that may be skipped one after another, where any may: more is no accident.
 SKIPPED_IN_A_ROW = 3
+# Updates that an accelerator may run ahead before it is asked whether they ran away: asking means waiting for it.
+AHEAD = 32
 
 
 def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) -> float:
@@ -73,7 +74,7 @@ class Updates:
                 loss = ...
                 updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
                 if updates.to_log:
-                    updates.log(loss=loss.item())
+                    updates.log(loss=loss.detach())
 
     Arguments:
         stage: names the records in metrics.jsonl.
@@ -86,7 +87,11 @@ class Updates:
 
     skipped: whether the update being made was passed over (`descend`).
 
-    Raises, on iterating: `HebmError` when a signal has stopped it, after saving.
+    No figure leaves the device before it is logged.  Whether an update ran away is kept on the device too, and read
+    there before anything is logged, shown or saved, and at least every `AHEAD` updates; at every update on a CPU, and
+    where the recipe lets some be skipped.
+
+    Raises, on iterating: `HebmError` when a signal has stopped it, after saving, or when an update ran away.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class Updates:
     ):
         self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
         self.save, self.show, self.kept = save, show, kept
+        self._trouble: Tensor | None = None  # [number, loss, gradient norm] of the first update that ran away, else 0s
+        self._knobs = ""
 
     def __enter__(self) -> Self:
         self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
@@ -131,9 +138,12 @@ class Updates:
             if self._stop.requested or self.step == self.total:
                 break
             if self.show is not None and self.step % every.sample_every == 0:
+                self.check()
                 self.show(self.step)
             if self.step % every.save_every == 0:
+                self.check()
                 self.save(self.step)
+        self.check()
         self.save(self.step)
         if self._stop.requested:
             raise HebmError(f"stopped by {self._stop.signal} after update {self.step}; saved, resume it to continue")
@@ -150,56 +160,80 @@ class Updates:
         ema: Ema,
         knobs: str,
         parts: Sequence[nn.Module] = (),
-    ) -> list[float]:
-        """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, or in
-        each of its `parts` when they are clipped apart.
+    ) -> Tensor:
+        """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, [1],
+        or in each of its `parts` when they are clipped apart.
 
         Where it is not finite, and the recipe's `skip` has some left, the update is passed over: `skipped` is true.
 
         Raises:
-            HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.
+            HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.  On a CPU the step that
+                would have followed is not made; elsewhere up to `AHEAD` more may have been, and nothing is saved.
         """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clip = self.config.clip
-        norms = [torch.nn.utils.clip_grad_norm_(list(p.parameters()), clip).item() for p in parts or [module]]
-        value = loss.item()
-        finite = all(map(math.isfinite, [value, *norms]))
-        self.skipped = not finite and self._may_skip()
+        norms = torch.stack([nn.utils.clip_grad_norm_(list(p.parameters()), clip) for p in parts or [module]])
+        self._watch(loss.detach(), norms, knobs)
+        at_once = loss.device.type == "cpu" or self.config.skip > 0
+        self.skipped = at_once and self._skip(module, ema)
         if self.skipped:
-            self._skip(value, norms, module, ema)
             return norms
-        self._in_a_row = 0
-        if not (finite and abs(value) < LOSS_BOUND):
-            found = f"loss {value:.4g}, gradient norm {max(norms):.4g}"
-            if self._skipped_before:
-                found += f", after {self._skipped_before} skipped update(s)"
-            raise HebmError(f"training diverged at update {self.step + 1}: {found}; {self._way_out(knobs, finite)}")
+        if at_once or (self.step + 1) % AHEAD == 0:
+            self.check()
         optimizer.step()
         ema.update(module, self.step)
         return norms
+
+    def _watch(self, loss: Tensor, norms: Tensor, knobs: str) -> None:
+        """Note, on the device, an update that ran away, if none has before."""
+        ran_away = ~((loss.abs() < LOSS_BOUND) & norms.isfinite().all())  # NaN is below nothing
+        found = torch.stack([torch.full_like(loss, self.step + 1, dtype=torch.float64), loss, norms.max()])
+        before = torch.zeros_like(found) if self._trouble is None else self._trouble
+        self._trouble = torch.where((before[0] == 0) & ran_away, found, before)
+        self._knobs = knobs
+
+    def _found(self) -> tuple[int, float, float, bool]:
+        """(number, loss, gradient norm, whether both are finite) of the first update that ran away; the number is 0
+        where none has.  Waits for the device."""
+        update, loss, norm = (0, 0.0, 0.0) if self._trouble is None else self._trouble.tolist()
+        return int(update), loss, norm, math.isfinite(loss) and math.isfinite(norm)
+
+    def check(self) -> None:
+        """Raise HebmError if an update has run away.  Waits for the device."""
+        update, loss, norm, finite = self._found()
+        if update:
+            found = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+            if self._skipped_before:
+                found += f", after {self._skipped_before} skipped update(s)"
+            way_out = self._way_out(self._knobs, finite)
+            raise HebmError(f"training diverged at update {update}: {found}; {way_out}")
 
     @property
     def _skips(self) -> str:
         """Names the records of skipped updates."""
         return f"{self.stage} skipped"
 
-    def _may_skip(self) -> bool:
-        return self._skipped_before < self.config.skip and self._in_a_row < SKIPPED_IN_A_ROW
-
     @torch.no_grad()
-    def _skip(self, loss: float, norms: list[float], module: nn.Module, ema: Ema) -> None:
-        """Pass the update over: parameters stay, and statistics that it spoiled are the average's again."""
+    def _skip(self, module: nn.Module, ema: Ema) -> bool:
+        """Whether the update being made is passed over: parameters stay, and statistics that it spoiled are the
+        average's again."""
+        update, loss, norm, finite = self._found()
+        if finite or self._skipped_before >= self.config.skip or self._in_a_row >= SKIPPED_IN_A_ROW:
+            self._in_a_row = 0 if finite else self._in_a_row
+            return False
+        self._trouble = None
         for name, buffer in module.named_buffers():
             if name in ema.tensors and not buffer.isfinite().all():
                 buffer.copy_(ema.tensors[name])
         self._skipped_before += 1
         self._in_a_row += 1
-        self.run.log(self._skips, self.step + 1, loss=loss, grad_norm=norms, skipped=self._skipped_before)
+        self.run.log(self._skips, update, loss=loss, grad_norm=norm, skipped=self._skipped_before)
         note(
-            f"update {self.step + 1} is skipped, its gradient is not finite: loss {loss:.4g}, gradient norm "
-            f"{max(norms):.4g} ({self._skipped_before} of at most {self.config.skip})"
+            f"update {update} is skipped, its gradient is not finite: loss {loss:.4g}, gradient norm {norm:.4g} "
+            f"({self._skipped_before} of at most {self.config.skip})"
         )
+        return True
 
     def _way_out(self, knobs: str, finite: bool) -> str:
         lower, part = f"lower {knobs}", knobs.split()[-1].partition(".")[0]
@@ -220,7 +254,8 @@ class Updates:
         return made % self.config.log_every == 0 or made == self.total
 
     def log(self, text: str | None = None, **figures: Any) -> None:
-        """Tell the log of the update being made, and write `text` beside the bar."""
+        """Tell the log of the update being made, and write `text` beside the bar.  Figures may be tensors."""
+        self.check()
         seconds = self._before + time.monotonic() - self._started
         self.run.log(self.stage, self.step + 1, **figures, seconds=seconds)
         self._bar.advance(0, text)
@@ -328,38 +363,3 @@ def log_changes(run: Run, stage: str, step: int, before: Recipe, now: Recipe) ->
     changed = {key: values for key, values in found.items() if key.rpartition(".")[2] not in HOUSEKEEPING}
     if changed:
         run.log(f"{stage} resumed", step, changed=changed)
-
-
-class StopSignals:
-    """Lets a training loop end tidily: `with StopSignals() as stop: ... if stop.requested: save; break`.
-
-    The first SIGINT, SIGTERM or SIGHUP (a terminal that is closed; ignored where it was, as under nohup) only sets
-    `requested` and keeps its name in `signal`; a SIGINT after that raises KeyboardInterrupt.  The handlers found are
-    put back on leaving.  Outside the main thread it does nothing.
-    """
-
-    def __init__(self):
-        self.signal: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        return self.signal is not None
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or signal.Signals(number).name

@@ -160,8 +160,7 @@ def train_prior(
             loss, figures = prior.loss(u_0, x)
             [norm] = updates.descend(loss, optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:
-                value = loss.item()
-                updates.log(f"loss {value:.3g}", loss=value, **figures, grad_norm=norm)
+                updates.log(f"loss {loss:.3g}", loss=loss.detach(), **figures, grad_norm=norm)
     show(updates.step)
     return averaged
 

@@ -62,6 +62,27 @@ def balance(kl: Tensor, sizes: Tensor) -> Tensor:
     return share / share.mean()
 
 
+def pixels(generator: Tower) -> Tensor:
+    """Of each layer's map, [L], for `balance`."""
+    return torch.tensor([float(math.prod(shape[1:])) for shape in generator.latent_shapes], device=generator.device)
+
+
+def objective(
+    generator: Tower, penalty: SpectralPenalty, config: TrainVae, beta: float, sizes: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(what stage one minimises, log p(x | z) [N], KL per layer [N, L] top first), on images x [N, C, H, W]."""
+    with autocast(x.device, config.precision):
+        posterior = generator.posterior(x)
+        logits = generator.decode(posterior.walk)
+    log_px = generator.likelihood.log_prob(logits, x)
+    kl = posterior.kl.mean(0)
+    gamma = balance(kl, sizes) if config.kl_balance and beta < 1 else torch.ones_like(kl)
+    loss = -log_px.mean() + beta * (gamma * kl.clamp(min=config.free_nats)).sum()
+    if config.spectral_weight > 0:
+        loss = loss + spectral_weight(config, beta) * penalty()
+    return loss, log_px, posterior.kl
+
+
 @dataclass
 class Bound:
     """Averages over a set of images: elbo in nats per image, bits per dimension, kl [L] nats (top first)."""
@@ -133,7 +154,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         log_changes(run, "train-vae", step, old, recipe)
 
     averaged = Tower(recipe.generator, images.shape, recipe.data.bits).to(device).eval()
-    sizes = torch.tensor([float(math.prod(shape[1:])) for shape in generator.latent_shapes], device=device)
+    sizes = pixels(generator)
     extra = {"image_shape": list(images.shape)}
 
     def save(step: int) -> None:
@@ -160,26 +181,16 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
 
             beta = kl_weight(config, step)
-            with autocast(device, config.precision):
-                posterior = generator.posterior(x)
-                logits = generator.decode(posterior.walk)
-            log_px = generator.likelihood.log_prob(logits, x)
-            kl = posterior.kl.mean(0)
-            gamma = balance(kl, sizes) if config.kl_balance and beta < 1 else torch.ones_like(kl)
-            weighted = (gamma * kl.clamp(min=config.free_nats)).sum()
-            loss = -log_px.mean() + beta * weighted
-            if config.spectral_weight > 0:
-                loss = loss + spectral_weight(config, beta) * penalty()
-
+            loss, log_px, kl = objective(generator, penalty, config, beta, sizes, x)
             [norm] = updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
             if updates.to_log:
-                elbo = (log_px - posterior.kl.sum(1)).mean().item()
+                elbo = (log_px - kl.sum(1)).detach()
                 updates.log(
-                    f"ELBO {elbo:.1f}",
-                    loss=loss.item(),
-                    elbo=elbo,
-                    bits_per_dim=generator.bits_per_dim(log_px - posterior.kl.sum(1)).mean().item(),
-                    kl=kl.tolist()[::-1],
+                    f"ELBO {elbo.mean():.1f}",
+                    loss=loss.detach(),
+                    elbo=elbo.mean(),
+                    bits_per_dim=generator.bits_per_dim(elbo).mean(),
+                    kl=kl.detach().mean(0).flip(0),
                     beta=beta,
                     grad_norm=norm,
                     lr=optimizer.param_groups[0]["lr"],

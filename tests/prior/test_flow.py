@@ -114,7 +114,7 @@ def test_the_loss_reaches_every_parameter_and_is_the_joint():
     z, x = torch.randn(6, 5), torch.rand(6, 1, 8, 8)
     loss, figures = prior.loss(z, x)
     assert loss.item() == pytest.approx(-prior.log_joint(z, x).mean().item() / 64, rel=1e-5)
-    assert loss.item() == pytest.approx(-(figures["log_z"] + figures["log_x"]) / 64, rel=1e-5)
+    assert loss.item() == pytest.approx(-(figures["log_z"] + figures["log_x"]).item() / 64, rel=1e-5)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in prior.parameters())
 

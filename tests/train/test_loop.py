@@ -12,7 +12,8 @@ from hebmtool.errors import HebmError
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.train.loop import Ema, StopSignals, Updates, load_training, save_training, warm_cosine
+from hebmtool.train.loop import Ema, Updates, load_training, save_training, warm_cosine
+from hebmtool.train.stopping import StopSignals
 
 
 def updates(run, calls, total=7, step=0, kept=None, **config):
@@ -70,6 +71,24 @@ def test_a_loss_that_ran_away_changes_nothing(tmp_path, value):
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+def test_what_ran_away_ahead_of_being_read_is_never_saved(tmp_path, monkeypatch):
+    """As on an accelerator, which is asked now and then: the first update that ran away is named, whatever came after
+    it, and nothing is logged or saved from there on."""
+    module, calls, check = nn.Linear(1, 1), [], Updates.check
+    optimizer, ema = torch.optim.Adam(module.parameters()), Ema(module, 0.5)
+    monkeypatch.setattr(Updates, "check", lambda self: None)
+    with (
+        pytest.raises(HebmError, match="diverged at update 5: loss nan, .*lower the.knob"),
+        updates(Run(tmp_path), calls, save_every=4, sample_every=10) as these,
+    ):
+        for step in these:
+            loss = module(torch.ones(1, 1)).sum() * (float("nan") if step == 4 else 1.0)
+            these.descend(loss, optimizer, module, ema, "the.knob")
+            if step == 5:
+                monkeypatch.setattr(Updates, "check", check)
+    assert calls == [("save", 4)] and module.weight.isnan().all()
+
+
 def test_parts_are_clipped_apart(tmp_path):
     module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
     optimizer, ema = torch.optim.SGD(module.parameters(), lr=1.0), Ema(module, 0.5)
@@ -77,7 +96,7 @@ def test_parts_are_clipped_apart(tmp_path):
     with updates(Run(tmp_path), [], clip=1e-3) as these:
         for _ in these:
             loss = 5 * module[0].weight.sum() - 7 * module[1].weight.sum()
-            assert these.descend(loss, optimizer, module, ema, "", list(module)) == pytest.approx([5, 7])
+            assert these.descend(loss, optimizer, module, ema, "", list(module)).tolist() == pytest.approx([5, 7])
             break
     moved = [p.item() - b for p, b in zip(module.parameters(), before, strict=True)]
     assert moved == pytest.approx([-1e-3, 1e-3], rel=1e-2)
