@@ -230,6 +230,7 @@ def renamed(path: Path, state: Mapping[str, Any], pattern: Tower) -> dict[str, T
         HebmError: weights are missing, unknown, misshapen or not finite; the first few are named.
     """
     names, shapes = name_map(pattern), {key: tuple(value.shape) for key, value in pattern.state_dict().items()}
+    state = _with_constant(state, pattern)
 
     def shape(key: str) -> tuple[int, ...] | None:
         value = state[key]
@@ -254,6 +255,26 @@ def renamed(path: Path, state: Mapping[str, Any], pattern: Tower) -> dict[str, T
         )
     tensors = {names[key]: state[key].float() for key in names}
     return tensors | {key: torch.zeros(s, dtype=torch.int64) for key, s in shapes.items() if key not in tensors}
+
+
+def _with_constant(state: Mapping[str, Any], pattern: Tower) -> dict[str, Any]:
+    """A "vanilla" generator, of a single group, in the terms of the others.
+
+    It begins with a 1x1 convolution of z alone, `stem_decoder`.  That is their combiner of z with the constant, where
+    the constant is 0 and so are the weights that read it: these add nothing to the norm of a filter either.
+    """
+    state, weight = dict(state), state.get("stem_decoder.weight")
+    if pattern.L > 1 or not isinstance(weight, Tensor) or weight.ndim != 4:
+        return state
+    del state["stem_decoder.weight"]
+    constant = torch.zeros(pattern.constant.shape)
+    state["prior_ftr0"] = constant
+    ignored = weight.new_zeros(len(weight), len(constant), *weight.shape[2:])
+    state["dec_tower.0.conv.weight"] = torch.cat([ignored, weight], dim=1)
+    for entry in ("log_weight_norm", "bias"):
+        if f"stem_decoder.{entry}" in state:
+            state[f"dec_tower.0.conv.{entry}"] = state.pop(f"stem_decoder.{entry}")
+    return state
 
 
 def _fault(what: str, weights: Iterable[str]) -> str:
@@ -291,9 +312,13 @@ def recipe_for(
         case ["cifar10"]:
             data = {"source": "cifar10"}
         case ["celeba", "64"]:
-            data = {"source": "celeba", "crop": 148}
+            data = {"source": "celeba", "crop": 148, "crop_at": [40, 15]}
         case ["lsun", category, _]:
-            data = {"source": "lsun", "category": {"church": "church_outdoor"}.get(category, category), "crop": 256}
+            data = {
+                "source": "lsun",
+                "category": {"church": "church_outdoor"}.get(category, category),
+                "random_crop": True,
+            }
         case _:
             data = {"source": "folder"}
     if args.dataset not in GREY:

@@ -1,5 +1,6 @@
 """A published NVAE checkpoint made into a run, whose generator it is (`hebmtool.generator.nvae` reads it)."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def import_checkpoint(
     except HebmError as error:
         raise HebmError(f"{path} has a geometry unknown here: {error}") from None
 
-    size = _size(generator_part, state)
+    size = _size(generator_part, state, str(args.dataset))
     image_shape = (1, 28, 28) if args.dataset in GREY else (3, size, size)
     recipe = recipe_for(path, args, generator_part, size, name, data_path)
 
@@ -80,8 +81,12 @@ def import_checkpoint(
     return run
 
 
-def _size(config: recipes.Generator, state: dict) -> int:
-    """Height and width of the images, from the constant that the walk down starts with; 32 where it has none."""
+def _size(config: recipes.Generator, state: dict, dataset: str) -> int:
+    """Height and width of the images, from the constant that the walk down starts with; where it has none (as in a
+    "vanilla" generator) the number that the data set's name ends in, or 32."""
     constant = state.get("prior_ftr0")
     known = isinstance(constant, Tensor) and constant.ndim == 3
-    return 2 ** (config.scales - 1 + config.preprocess_blocks) * constant.shape[1] if known else 32
+    if known:
+        return 2 ** (config.scales - 1 + config.preprocess_blocks) * constant.shape[1]
+    number = re.search(r"_(\d{2,3})$", dataset)
+    return int(number[1]) if number else 32

@@ -64,12 +64,41 @@ def test_the_run_is_whole_and_unlocked(tmp_path, published):
     assert names == {".lock", "samples", "recipe.yaml", "generator.safetensors"}
 
 
+def test_a_vanilla_generator_begins_with_a_convolution_of_z(tmp_path):
+    """One group: no constant, and a 1x1 convolution of z where others combine z with what comes from above."""
+    vanilla = {"num_latent_scales": 1, "num_groups_per_scale": 1, "dataset": "celeba_64"}
+    generator, args = make(64, **vanilla)
+    width = len(generator.constant)
+    with torch.no_grad():
+        generator.constant.zero_()
+        generator.decoder[0].combine.v[:, :width].zero_()
+    content = publish(generator, args)
+    state = content["state_dict"]
+    del state["prior_ftr0"]
+    for entry in ("weight", "log_weight_norm", "bias"):
+        found = state.pop(f"dec_tower.0.conv.{entry}")
+        state[f"stem_decoder.{entry}"] = found[:, width:] if entry == "weight" else found
+    run = import_checkpoint(write(content, tmp_path), tmp_path / "runs")
+    imported = load_generator(run, CPU)
+    u, x = torch.randn(2, generator.D), torch.rand(2, 3, 64, 64)
+    assert imported.image_shape == (3, 64, 64) and imported.L == 1
+    assert torch.allclose(imported.images(u), generator.images(u), atol=1e-6)
+    assert torch.allclose(
+        imported.posterior(x, torch.zeros(2, generator.D)).kl,
+        generator.posterior(x, torch.zeros(2, generator.D)).kl,
+        rtol=1e-4,
+    )
+
+    state["stem_decoder.weight"] = state["stem_decoder.weight"][1:]
+    refused(write(content, tmp_path), tmp_path / "again", "1 misshapen .dec_tower.0.conv.weight")
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "expected"),
     [
         ("mnist", 32, {"source": "mnist", "channels": 1, "size": None}),
         ("cifar10", 32, {"source": "cifar10", "channels": 3, "size": 32}),
-        ("celeba_64", 64, {"source": "celeba", "size": 64, "crop": 148}),
+        ("celeba_64", 64, {"source": "celeba", "size": 64, "crop": 148, "crop_at": [40, 15]}),
         ("celeba_256", 256, {"source": "folder", "size": 256}),
         ("lsun_church_64", 64, {"source": "lsun", "category": "church_outdoor", "size": 64}),
         ("lsun_church_128", 128, {"source": "lsun", "category": "church_outdoor", "size": 128}),
