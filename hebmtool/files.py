@@ -7,9 +7,11 @@ figures, single pictures.  The many files of one set are left to the system.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from hebmtool.errors import HebmError
@@ -50,6 +52,41 @@ def append_line(path: str | Path, text: str) -> None:
             with contextlib.suppress(OSError):
                 os.truncate(path, before)
         raise _unwritable(path, len(text), error) from error
+
+
+def claim(path: Path) -> Callable[[], None]:
+    """Make a path this process's to write, until what is returned is called or the process ends; a folder is held
+    itself, a file by `.NAME.lock` beside it.
+
+    Raises `HebmError` when another process has it.  Where the filesystem has no locks nothing is held.
+    """
+    beside = None if path.is_dir() else path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            held = os.open(beside or path, os.O_RDONLY if beside is None else os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return lambda: None
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(held)
+            raise HebmError(f"another process is writing {path}; wait for it, or choose another place") from error
+        except OSError:
+            os.close(held)
+            return lambda: None
+        try:
+            if beside is None or os.path.samestat(os.fstat(held), os.stat(beside)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(held)  # who had it has just taken the name away
+
+    def release() -> None:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        os.close(held)
+
+    return release
 
 
 def link_over(source: Path, target: Path) -> None:

@@ -65,7 +65,9 @@ def sample(
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     batches = options.READJUST_BATCHES if readjust_bn else 0
     model = options.load(run, runs, prior, device, fast, readjust_bn=batches, readjust_temperature=readjust_temperature)
-    sink = sink or _in_samples(model, "progressive" if progressive else "sample", seed, columns)
+    readjusted = readjust_bn and (readjust_temperature == 1 or readjust_temperature)
+    said = {"n": None if n == 64 else n, "columns": columns, "readjusted": readjusted}
+    sink = sink or _in_samples(model, "progressive" if progressive else "sample", seed, columns, **said, **how)
     if progressive:
         strips = model.progressive(n, seed, **how)
         sink.columns = columns or strips.shape[1]
@@ -136,7 +138,8 @@ def hier_sample(
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     model = options.load(run, runs, prior, device, fast)
     drawn = model.resample("all" if every else layer, vary, n, columns, seed, images=images or None, **how)
-    sink = sink or _in_samples(model, "hier-sample", seed, words=drawn.title.replace(" ", "-"))
+    said = {"of": images, "n": n, "columns": None if columns == 8 else columns}
+    sink = sink or _in_samples(model, "hier-sample", seed, words=drawn.title.replace(" ", "-"), **said, **how)
     sink.write_picture(drawn.png())
     if as_json:
         for sentence in drawn.rises:
@@ -203,7 +206,9 @@ def controllable(
     found = model.controllable(
         value, attribute, n, seed, weight=weight, across_layers=across_layers, judged=judged, **how
     )
-    sink = sink or _in_samples(model, "controllable", seed)
+    said = {"class": value, "weight": None if weight == 1 else weight, "": attribute, "across_layers": across_layers}
+    said |= {"n": None if n == 64 else n, "no_report": not judged}
+    sink = sink or _in_samples(model, "controllable", seed, **said, **how)
     sink.write_picture(found.png())
     for line in found.lines():
         note(line)
@@ -225,7 +230,12 @@ def _check_layers(layer: str | None, every: bool, vary: str | None, images: list
         raise UsageError("-n counts base samples, and with --from there is one row per image; drop one")
 
 
-def _in_samples(model, what: str, seed: int, columns: int | None = None, words: str = "") -> outputs.Sink:
-    """The place in the run's samples, in which an earlier picture is replaced."""
-    name = "-".join(filter(None, [what, model.prior.kind, words, f"seed{seed}"]))
-    return outputs.Sink(str(model.run.samples_dir / f"{name}.png"), columns, force=True)
+def _in_samples(
+    model, what: str, seed: int, grid: int | None = None, words: str = "", **settings: object
+) -> outputs.Sink:
+    """The place in the run's samples, in which an earlier picture made alike is replaced."""
+    drawn = {key: value for key, value in settings.items() if key != "batch_size"}
+    if drawn.get("temperature") == 1:
+        del drawn["temperature"]
+    name = outputs.name(what, model.prior.kind, words, **drawn, seed=seed)
+    return outputs.Sink(str(model.run.samples_dir / name), grid, force=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,15 +97,17 @@ def ood_score(
     model, unread = options.load(run, runs, prior, device), Unread()
     how = {"layer": layer, "score": score, "scheme": scheme, "level": level, "draws": draws, "seed": seed}
     if auroc:
-        _print_separation(model, model.auroc(ood or None, n, failed=unread, **how), sink, as_json)
+        found = model.auroc(ood or None, n, failed=unread, **how)
+        said = how | {"level": None if level == 1 else level, "seed": seed or None, "n": None if n == 300 else n}
+        _print_separation(model, found, sink, as_json, outputs.name("ood", found.prior, **said, against=ood))
     else:
         given = named(paths)
         _print_scores(model.score_stream(given, batch_size=batch_size, failed=unread, **how), unread, as_json)
     unread.leave()
 
 
-def _print_separation(model, found, sink: outputs.Sink | None, as_json: bool) -> None:
-    path = model.run.samples_dir / f"ood-{found.prior}.png" if sink is None else sink.path
+def _print_separation(model, found, sink: outputs.Sink | None, as_json: bool, name: str) -> None:
+    path = model.run.samples_dir / name if sink is None else sink.path
     found.save(path)
     if as_json:
         print(json.dumps(found.figures() | {"picture": str(path)}))
@@ -167,7 +168,9 @@ def reconstruct(
     model, unread = options.load(run, runs, prior, device), Unread()
     given = named(paths)
     found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
-    sink = _write(found, found.made, sink, model, f"reconstruct-{found.prior}-seed{seed}.png")
+    said = {"of": found.names} if paths else {"n": None if n == 16 else n}
+    name = outputs.name("reconstruct", found.prior, **said, steps=steps, fit=fit, seed=seed)
+    sink = _write(found, found.made, sink, model, name)
     if sink.path is not None:
         for each in found.figures():
             psnr = float("inf") if each["psnr"] is None else each["psnr"]
@@ -239,8 +242,9 @@ def inpaint(
     model, unread = options.load(run, runs, prior, device), Unread()
     given = named(paths)
     found = model.inpaint(given, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
-    word = re.sub(r"[^\w.]", "-", Path(mask).stem if Path(mask).exists() else mask)
-    name = f"inpaint-{found.prior}-{word}-seed{seed}.png"
+    said = {"of": found.names} if paths else {"n": None if n == 8 else n}
+    said |= {"draws": None if draws == 4 else draws, "damaged": damaged, "steps": steps, "fit": fit}
+    name = outputs.name("inpaint", found.prior, **{"": mask}, **said, seed=seed)
     sink = _write(found, found.completions.flatten(0, 1), sink, model, name)
     if sink.path is not None:
         for each in found.figures():
@@ -304,7 +308,8 @@ def flow_match(
     sink = outputs.picture(out, force, "flow-match")
     model = options.load(run, runs, None, device)
     found = model.flow_match(n, steps)
-    path = model.run.samples_dir / f"flow-match-steps{found.steps}.png" if sink is None else sink.path
+    name = outputs.name("flow-match", "", steps=found.steps, n=None if n == 256 else n)
+    path = model.run.samples_dir / name if sink is None else sink.path
     found.save(path)
     if as_json:
         print(json.dumps(found.figures() | {"picture": str(path)}))

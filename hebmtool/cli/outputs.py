@@ -1,9 +1,12 @@
 """Where what a command makes goes, as --out says: looked at before anything is drawn, and without torch."""
 
+import hashlib
 import io
 import os
+import re
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,10 @@ from hebmtool.errors import HebmError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LONGEST = 120
+"""Characters of a picture's name."""
 
 
 class Sink:
@@ -25,8 +32,10 @@ class Sink:
 
     Raises:
         UsageError: the ending is none of these.
-        HebmError: something is there already and `force` is off.
+        HebmError: something is there already and `force` is off, or another process is writing there.
     """
+
+    _release = staticmethod(lambda: None)
 
     def __init__(self, out: str, columns: int | None = None, force: bool = False):
         self.columns = columns
@@ -38,11 +47,21 @@ class Sink:
             return
         if not out.strip() or (self.kind == "folder" and self.path.suffix and not self.path.is_dir()):
             raise UsageError(f"--out is '{out}'; allowed are a .png grid, an .npz file, a folder without a dot, or -")
-        if self.path.is_dir() and (self.kind != "folder" or any(self.path.iterdir())):
-            raise HebmError(f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed")
-        if self.path.is_file() and (self.kind == "folder" or not force):
-            raise HebmError(f"the file {out} exists; choose another for --out" + (", or add --force" * (not force)))
+        self._check(out, force)
         _make_folder(self.path if self.kind == "folder" else self.path.parent)
+        if self.kind == "folder" or not force:
+            self._release = weakref.finalize(self, files.claim(self.path))
+            self._check(out, force)  # whoever had it may have been done just now
+
+    def _check(self, out: str, force: bool) -> None:
+        """Raise HebmError for what is there and may not be replaced; a link that leads nowhere is something, too."""
+        if self.path.is_dir():
+            if self.kind != "folder" or any(self.path.iterdir()):
+                raise HebmError(
+                    f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed"
+                )
+        elif os.path.lexists(self.path) and (self.kind == "folder" or not force):
+            raise HebmError(f"the file {out} exists; choose another for --out" + (", or add --force" * (not force)))
 
     @property
     def one_picture(self) -> bool:
@@ -50,6 +69,12 @@ class Sink:
 
     def write(self, batches: Iterable["Tensor"]) -> None:
         """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""
+        try:
+            self._write(batches)
+        finally:
+            self._release()
+
+    def _write(self, batches: Iterable["Tensor"]) -> None:
         if self.kind == "folder":
             self._fill(batches)
             return
@@ -68,7 +93,10 @@ class Sink:
 
     def write_picture(self, png: bytes) -> None:
         if self.path is not None:
-            files.write_bytes(self.path, png)
+            try:
+                files.write_bytes(self.path, png)
+            finally:
+                self._release()
         else:
             sys.stdout.buffer.write(png)
             sys.stdout.buffer.flush()
@@ -78,6 +106,39 @@ class Sink:
 
         for i, image in enumerate(image for batch in batches for image in batch):
             picture.save(picture.to_pil(image), self.path / f"{i:06d}.png", durable=False)
+
+
+def name(what: str, kind: str, *words: str, **settings: object) -> str:
+    """What a picture is called of which nothing is said: after all that it was made with and is not as by default, so
+    that no other one takes its place.
+
+    Arguments:
+        what, kind: the command and the prior.
+        words: more of them.
+        settings: None and False are as by default.
+    """
+    said = [what, kind, *words]
+    for key, value in settings.items():
+        if value is None or value is False or value == ():
+            continue
+        texts = [""] if value is True else [f"{v:g}" if isinstance(v, float) else str(v) for v in _listed(value)]
+        said.append(key.replace("_", "-") + "+".join(map(_word, texts)))
+    whole = "-".join(filter(None, said))
+    return (whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}-{_digits(whole)}") + ".png"
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _word(text: str) -> str:
+    """`text` as part of a file's name; what stands there for other characters tells them apart."""
+    plain = re.sub(r"[^\w.:=+]+", "-", Path(text).stem if "/" in text else text)
+    return plain if plain == text else f"{plain}-{_digits(text)}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
 def images(out: str | None, force: bool, columns: int | None = None) -> Sink | None:

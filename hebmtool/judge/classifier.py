@@ -58,7 +58,7 @@ def trained(
 ) -> tuple[Classifier, float]:
     """The run's classifier for a label, trained on `images` if it is not there yet, and its accuracy on `test`."""
     y, values = values_of(name, images, recipe.data)
-    path = run.path / f"classifier-{name}.safetensors"
+    path = run.classifier_path(name)
     if path.is_file():
         tensors, header = checkpoint.load(path, kind="classifier")
         if header.extra.get("values") == values and header.extra.get("made_of") == recipe.data.attributes.get(name):

@@ -82,13 +82,14 @@ def keep(run: Run, found: Evaluation) -> None:
     Raises:
         HebmError: the file is there and damaged, or cannot be written.
     """
-    try:
-        others = [each for each in _all(run) if each.measured != found.measured]
-    except HebmError:  # not as this leaves them: measuring again is the way out
-        others = []
-    # In this order, for the newest so far is among the others now.
-    run.set_figure((OTHERS,), [each.kept() for each in others])
-    run.set_figure((KEY,), found.kept())
+    with run.figures_lock():
+        try:
+            others = [each for each in _all(run) if each.measured != found.measured]
+        except HebmError:  # not as this leaves them: measuring again is the way out
+            others = []
+        # In this order, for the newest so far is among the others now.
+        run.set_figure((OTHERS,), [each.kept() for each in others])
+        run.set_figure((KEY,), found.kept())
 
 
 def kept(run: Run) -> list[Evaluation]:

@@ -10,9 +10,10 @@ runs/NAME/
     figures.json                    results, such as the closure of each prior
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ class Run:
         self.path = Path(path)
         self.name = self.path.resolve().name
         self._lock: FileLock | None = None
+        self._figures_lock = FileLock(self.path / ".figures.lock")
 
     @classmethod
     def create(cls, root: str | Path, recipe: Recipe, resume: bool = False) -> Self:
@@ -183,10 +185,13 @@ class Run:
         return self.path / f"prior-{kind}.train.safetensors"
 
     def label_path(self, name: str) -> Path:
-        return self.path / f"label-{name}.safetensors"
+        return self.path / f"label-{_in_a_file_name(name)}.safetensors"
 
     def label_train_path(self, name: str) -> Path:
-        return self.path / f"label-{name}.train.safetensors"
+        return self.path / f"label-{_in_a_file_name(name)}.train.safetensors"
+
+    def classifier_path(self, name: str) -> Path:
+        return self.path / f"classifier-{_in_a_file_name(name)}.safetensors"
 
     def label_paths(self) -> list[Path]:
         """The trained labels' files."""
@@ -304,6 +309,23 @@ class Run:
         found.pop(records.OF, None)
         return found
 
+    @contextlib.contextmanager
+    def figures_lock(self) -> Iterator[None]:
+        """Hold figures.json while something is added to it, so that what several processes add is all kept.
+
+        Raises `HebmError` when another process holds it for a minute.
+        """
+        try:
+            self._figures_lock.acquire(timeout=60)
+        except Timeout as error:
+            raise HebmError(f"another process has been writing {self.figures_path} for a minute; stop it") from error
+        except (NotImplementedError, OSError):
+            pass  # a filesystem without locks, or a folder that cannot be written in, which writing will tell
+        try:
+            yield
+        finally:
+            self._figures_lock.release()
+
     def figure(self, *key: str) -> records.Kept | None:
         """One result, as figure("closure", "ebm"), and whether it is of the checkpoints that are there.
 
@@ -318,10 +340,17 @@ class Run:
             key: its words, or, where none of them has a dot, all in one: "closure.diffusion-ebm".
         """
         words = key.split(".") if isinstance(key, str) else key
-        records.with_figure(self.figures_path, words, records.plain(value), of)
+        with self.figures_lock():
+            records.with_figure(self.figures_path, words, records.plain(value), of)
 
     def _recipe_word(self) -> str:
         return str(self.recipe_path) if self.recipe_path.is_file() else "RECIPE"
+
+
+def _in_a_file_name(label: str) -> str:
+    """A label's name, in which nothing is taken for another folder, nor for another label's training state."""
+    plain = label.replace("%", "%25").replace("/", "%2F")
+    return f"{plain.removesuffix('.train')}%2Etrain" if plain.endswith(".train") else plain
 
 
 def _flat(tree: dict, where: str = "") -> dict[str, Any]:
