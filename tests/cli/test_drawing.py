@@ -116,9 +116,9 @@ def test_the_newest_run_is_taken_and_the_picture_kept_in_it(hebm, copied):
     status, out, _ = hebm("sample", "--runs", copied, "-n", 4)
     assert status == 0
     path = Path(out.strip())
-    assert path.is_file() and path.parent == copied / "flow" / "samples" and path.name == "sample-flow-seed0.png"
+    assert path.is_file() and path.parent == copied / "flow" / "samples" and path.name == "sample-flow-n4-seed0.png"
     status, out, _ = hebm("sample", "--runs", copied, "--run", "digits", "-n", 4)
-    assert Path(out.strip()) == copied / "digits" / "samples" / "sample-diffusion-ebm-seed0.png"
+    assert Path(out.strip()) == copied / "digits" / "samples" / "sample-diffusion-ebm-n4-seed0.png"
 
 
 def test_existing_output_is_not_replaced_without_force(hebm, tiny, tmp_path):

@@ -38,7 +38,7 @@ def test_pictures_land_in_the_run(hebm, copied, options, words):
     assert status == 0 and err == "", err
     path = Path(out.strip())
     assert path.parent == run / "samples" and path.is_file()
-    assert path.name == f"hier-sample-diffusion-ebm-{words}-seed0.png"
+    assert path.name == f"hier-sample-diffusion-ebm-{words}-n2-columns3-seed0.png"
     width, height = size(path)
     assert 4 * CELL < width < 5 * CELL
     blocks = 2 if words == "all" else 1
