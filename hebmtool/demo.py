@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from hebmtool import api, data, picture
+from hebmtool import api, picture
 from hebmtool.errors import HebmError
 from hebmtool.judge import closure as closures
+from hebmtool.run import split
 
 SHOWN, COLUMNS = 64, 8
 
@@ -47,7 +48,7 @@ def demo(runs: str | Path = "runs", device: str = "auto", overrides: Mapping[str
 def prior_picture(model: "api.Model", closure: dict) -> Image:
     """Samples of the Gaussian prior beside those of the trained one beside reconstructions, with their FDs."""
     gaussian = api.load(model.run, "gaussian", device=str(model.device))
-    images, kind = data.load(model.recipe.data, "train"), closure["kind"]
+    images, kind = split.load(model.run, model.recipe.data, "train"), closure["kind"]
     value = "undefined" if closure["closure"] is None else f"{closure['closure']:.2f}"
     seed = model.recipe.seed
     parts = [

@@ -12,6 +12,8 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator
 from hebmtool.prior.labels import CLASS
 from hebmtool.recipe import Recipe
+from hebmtool.run import split
+from hebmtool.run.folder import Run
 from hebmtool.use import hierarchy
 from hebmtool.use.controllable import Wish, parse
 
@@ -59,7 +61,7 @@ def read(
 
 
 def named_images(
-    images: Images | None, recipe: Recipe, shape: Sequence[int], n: int, fit: bool, failed: Failed
+    images: Images | None, run: Run, recipe: Recipe, shape: Sequence[int], n: int, fit: bool, failed: Failed
 ) -> tuple[list[str], Tensor]:
     """Names and uint8 [N, C, H, W] of the images given, or of the run's first n test images.
 
@@ -67,7 +69,7 @@ def named_images(
         HebmError: nothing is left.
     """
     if images is None:
-        test = data.load(recipe.data, "test")
+        test = split.load(run, recipe.data, "test")
         which = range(min(n, len(test)))
         return [f"test#{i}" for i in which], test.batch(which)
     found = list(read(images, recipe, shape, failed, fit))

@@ -38,7 +38,9 @@ class Coding(Loaded):
         """
         at_least(0, steps=steps, seed=seed)
         at_least(1, n=n)
-        names, pixels = named_images(images, self.recipe, self.generator.image_shape, n, fit, failed or raised)
+        names, pixels = named_images(
+            images, self.run, self.recipe, self.generator.image_shape, n, fit, failed or raised
+        )
         u = Inference(self.prior, self.recipe, steps, seed)(pixels)[:, 0]
         return latents.of_images(self.generator, u, names, self._generator_digest())
 
@@ -89,7 +91,9 @@ class Coding(Loaded):
         """
         at_least(3, points=points)
         at_least(0, steps=steps, seed=seed)
-        names, pixels = named_images(images, self.recipe, self.generator.image_shape, 2, fit, failed or raised)
+        names, pixels = named_images(
+            images, self.run, self.recipe, self.generator.image_shape, 2, fit, failed or raised
+        )
         if len(pixels) < 2:
             raise HebmError(f"a way goes from one image to another, and {names[0]} is the only one; give two or more")
         ends = Inference(self.prior, self.recipe, seed=seed, drawn=True)(pixels)[:, 0]

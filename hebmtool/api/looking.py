@@ -16,6 +16,7 @@ from hebmtool.errors import HebmError
 from hebmtool.judge import ood as separation
 from hebmtool.metrics import flow_match as matching
 from hebmtool.picture import Pictures
+from hebmtool.run import split
 from hebmtool.use import inpaint as inpainting
 from hebmtool.use import reconstruct as reconstruction
 from hebmtool.use import score as scoring
@@ -89,7 +90,7 @@ class Looking(Loaded):
             cut = one.cuts[0]
         else:
             try:
-                test = data.load(self.recipe.data, "test")
+                test = split.load(self.run, self.recipe.data, "test")
             except HebmError as error:
                 raise HebmError(f"the cut is chosen on the run's test images, but {error}; or name a layer") from error
             cut, _ = scoring.default_cut(one, test)
@@ -136,7 +137,7 @@ class Looking(Loaded):
             sets = [(name, stacked(images[:n], self.recipe, shape)) for name, images in ood.items()]
         else:
             sets = data.given_sets(list(paths_of(ood)), self.recipe, shape, n, failed)
-        found = separation.compare(scorers, data.load(self.recipe.data, "test"), n, layer, sets)
+        found = separation.compare(scorers, split.load(self.run, self.recipe.data, "test"), n, layer, sets)
         return Separation(str(self.run.path), self.prior.kind, found)
 
     def _methods(self, score: str | None, scheme: str | None, layer: int | None) -> list[tuple[str | None, str | None]]:
@@ -177,7 +178,9 @@ class Looking(Loaded):
         """
         at_least(0, steps=steps, seed=seed)
         at_least(1, n=n)
-        names, images = named_images(images, self.recipe, self.generator.image_shape, n, fit, failed or raised)
+        names, images = named_images(
+            images, self.run, self.recipe, self.generator.image_shape, n, fit, failed or raised
+        )
         made, errors = reconstruction.reconstruct(Inference(self.prior, self.recipe, steps, seed), images)
         return Reconstructed(self.prior.kind, names, Pictures(images), Pictures(made), errors)
 
@@ -220,7 +223,7 @@ class Looking(Loaded):
         shape = self.generator.image_shape
         if not isinstance(mask, Tensor):
             masks.parse(str(mask), shape)  # a wrong word is better known before reading images
-        names, images = named_images(images, self.recipe, shape, n, fit, failed or raised)
+        names, images = named_images(images, self.run, self.recipe, shape, n, fit, failed or raised)
         hidden = hidden_pixels(mask, shape, seed, len(images))
         found = inpainting.inpaint(Inference(self.prior, self.recipe, steps, seed), images, hidden, draws)
         return Inpainted(self.prior.kind, names, Pictures(images), hidden, found, damaged)
@@ -242,7 +245,7 @@ class Looking(Loaded):
             )
         at_least(16, n=n)
         at_least(0, steps=steps)
-        test, seed = data.load(self.recipe.data, "test"), self.recipe.seed
+        test, seed = split.load(self.run, self.recipe.data, "test"), self.recipe.seed
         steps = self.prior.config.steps if steps is None else steps
         # The recipe's seed: with as many steps and images, this is what learning ended with.
         z = Inference(self.prior, self.recipe, steps, seed)(test.batch(range(min(n, len(test)))))[:, 0]

@@ -120,7 +120,7 @@ class Model(Drawing, Looking, Coding):
         at_least(0, seed=seed)
         prior = drawn_by(self.prior, given(chain, settings), steps)
         told = diagnostics.telling(prior, parts)
-        found = diagnostics.diagnose_prior(prior, self.recipe, samples, steps, seed, told)
+        found = diagnostics.diagnose_prior(prior, self.run, self.recipe, samples, steps, seed, told)
         return Diagnosed(str(self.run.path), found)
 
     def info(self) -> judging.Info:

@@ -5,7 +5,8 @@
     images.batch(...)     uint8 [n, C, H, W]              as they are at rest
     prepare(...)          float32 [n, C, H, W] in [0, 1]  as the model reads them
 
-`images` is the set of images and what the model reads of it; `sources` the places they come from; `decode` (with
+`images` is the set of images and what the model reads of it; `sources` the places they come from; `splits` which are
+for training and which for testing; `decode` (with
 `files`) and `arrays` the only readers of image and array files; `anywhere` images that are not of the recipe's source;
 `masks` which pixels are hidden.  A source or a reader is changed here alone: the rest of the package sees `Images`.
 """
@@ -13,13 +14,14 @@
 from hebmtool.data.anywhere import given_sets, read
 from hebmtool.data.arrays import read_array
 from hebmtool.data.decode import ENDINGS, fit_to, paths_in, read_image
-from hebmtool.data.images import Images, batch_indices, order, prepare, prepare_each
+from hebmtool.data.images import Images, Split, batch_indices, order, prepare, prepare_each
 from hebmtool.data.sources import SOURCES, load, source
 
 __all__ = [
     "ENDINGS",
     "SOURCES",
     "Images",
+    "Split",
     "batch_indices",
     "fit_to",
     "given_sets",

@@ -21,7 +21,8 @@ class Images:
     index, or None.  attributes: name -> BoolTensor [N].  names: the images' files, or None.
     numbers: LongTensor [N], each image's place among the `total` of its source (files are sorted), from which a split
     takes some, in another order.  cut: reads image i with its crop at (top, left), shares of the room there is, from 0
-    to 1; None where `data.random_crop` is off.
+    to 1; None where `data.random_crop` is off.  marks: uint64 [N], a hash of each image's name or pixels; None where
+    the source does not change.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class Images:
         numbers: Sequence[int] | None = None,
         total: int | None = None,
         cut: Callable[[int, Sequence[float]], Tensor] | None = None,
+        marks: np.ndarray | None = None,
     ):
         self._n, self._read, self._cut = n, read, cut
         self.numbers = torch.arange(n) if numbers is None else torch.as_tensor(numbers)
         self.total = n if total is None else total
         self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
-        self.attributes = attributes or {}
+        self.attributes, self.marks = attributes or {}, marks
 
     def __len__(self) -> int:
         return self._n
@@ -84,6 +86,7 @@ class Images:
             numbers=self.numbers[kept],
             total=self.total,
             cut=None if self._cut is None else lambda i, place: self._cut(kept[i], place),
+            marks=None if self.marks is None else self.marks[kept],
         )
 
 
@@ -104,6 +107,7 @@ def together(a: Images, b: Images) -> Images:
         labels=None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels]),
         classes=a.classes,
         attributes={key: torch.cat([a.attributes[key], b.attributes[key]]) for key in a.attributes},
+        marks=None if a.marks is None or b.marks is None else np.concatenate([a.marks, b.marks]),
     )
 
 
@@ -166,15 +170,3 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int, least: int = 1)
         )
     epoch, place = divmod(step, n // batch_size)
     return torch.from_numpy(permutation(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].copy())
-
-
-def chosen_positions(n: int, data: recipe.Data, split: Split, *, hold_out: bool, where: str) -> np.ndarray:
-    """Which of a source's n images belong to the split, in order."""
-    positions = np.arange(n)
-    if hold_out:
-        if n < 2:
-            raise HebmError(f"{where} has {n} image, but training and testing need at least 2; give more images")
-        positions = permutation(n, 0, 0)
-        held = min(max(round(n * data.test_fraction), 1), n - 1)
-        positions = positions[held:] if split == "train" else positions[:held]
-    return positions[: data.limit] if split == "train" else positions

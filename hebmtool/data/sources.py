@@ -19,7 +19,8 @@ from hebmtool import recipe
 from hebmtool.data.arrays import channels_first, checked_labels, opened_arrays
 from hebmtool.data.decode import Place, decode, first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
-from hebmtool.data.images import Images, Split, chosen_positions, permutation, together
+from hebmtool.data.images import Images, Split, permutation, together
+from hebmtool.data.splits import chosen_positions, marks_of_names, marks_of_pixels, split_folders
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import words
 
@@ -70,7 +71,8 @@ def source(*names: str) -> Callable[[Source], Source]:
 def load(data: recipe.Data, split: Split) -> Images:
     """The images a recipe names.
 
-    Sources without a test split hold out `test_fraction` of the images, the same ones every time.  Folders come in
+    Sources without a test split hold out `test_fraction` of the images, the same ones every time, and whatever joins
+    them or leaves (`data.splits`).  Folders come in
     a fixed shuffle, so that the first few (`data.limit`) are of all classes.  `data.exclude` takes classes out of the
     training split, and `data.limit` shortens it; the test split keeps everything.  With `data.split` pooled both splits
     are put together and split anew, the same way every time (`_pooled`).
@@ -141,11 +143,12 @@ def _in_memory(
     hold_out: bool,
     labels: np.ndarray | None = None,
     classes: list[str] | None = None,
+    marks: np.ndarray | None = None,
 ) -> Images:
     """Images of a uint8 array [N, C, H, W] (which may be mapped from a file)."""
     _, channels, height, width = array.shape
     shape = (data.channels or channels, *fitted_size(height, width, data, f"every image of {where}"))
-    positions = chosen_positions(len(array), data, split, hold_out=hold_out, where=where)
+    positions = chosen_positions(len(array), data, split, hold_out=hold_out, where=where, marks=marks)
 
     def read(indices: list[int], place: Place | None = None) -> Tensor:
         return fit(torch.from_numpy(np.ascontiguousarray(array[positions[indices]])), data, place)
@@ -159,6 +162,7 @@ def _in_memory(
         numbers=positions,
         total=len(array),
         cut=(lambda i, place: read([i], place)[0]) if data.random_crop else None,
+        marks=None if marks is None else marks[positions],
     )
 
 
@@ -182,16 +186,16 @@ def _folder(data: recipe.Data, split: Split) -> Images:
     folder = _path(data, "a folder of images")
     if folder.is_file():
         raise HebmError(f"data.path {folder} is a file, not a folder; for .npz and .npy set data.source=array")
-    splits = {name: folder / name for name in ("train", "test")}
-    hold_out = not all(part.is_dir() for part in splits.values())
-    parts = {split: folder} if hold_out else splits
+    splits = split_folders(folder, data)
+    hold_out, parts = splits is None, splits or {split: folder}
     # Both splits are looked through either way: they must agree on size, colour and class names.
     listed = {part: listed_in(place) for part, place in parts.items()}
     shape = common_shape([path for paths, _ in listed.values() for path in paths], folder, data)
     classes = sorted({label for _, labels in listed.values() for label in labels or ()})
 
     paths, labels = listed[split]
-    chosen = chosen_positions(len(paths), data, split, hold_out=hold_out, where=str(folder))
+    marks = marks_of_names(path.relative_to(folder).as_posix() for path in paths)
+    chosen = chosen_positions(len(paths), data, split, hold_out=hold_out, where=str(folder), marks=marks)
     if not hold_out:  # a hold-out is shuffled already
         chosen = permutation(len(paths), 0, 0)[chosen]
     numbers = {name: number for number, name in enumerate(classes)}
@@ -203,6 +207,7 @@ def _folder(data: recipe.Data, split: Split) -> Images:
         classes=classes if labels else None,
         numbers=chosen,
         total=len(paths),
+        marks=marks[chosen],
     )
 
 
@@ -229,7 +234,10 @@ def _array(data: recipe.Data, split: Split) -> Images:
         labels = checked_labels(labels, len(images["x"]), classes, f"{keys['y']} of {path}")
         # Named before anything is held out, so that both splits know the same classes.
         classes = classes or [str(k) for k in range(int(labels.max()) + 1)]
-    return _in_memory(images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes)
+    marks = marks_of_pixels(images["x"], path, keys["x"])
+    return _in_memory(
+        images["x"], data, split, str(path), hold_out=hold_out, labels=labels, classes=classes, marks=marks
+    )
 
 
 def _root(data: recipe.Data) -> Path:

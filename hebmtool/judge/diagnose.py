@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hebmtool import data, picture
+from hebmtool import picture
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.judge.sources import drawn_by, given
@@ -24,6 +24,7 @@ from hebmtool.metrics.figures import Figure
 from hebmtool.noise import derive_seed
 from hebmtool.prior import Prior
 from hebmtool.recipe import Recipe
+from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.table import for_stdout, number_notes
@@ -71,7 +72,7 @@ def diagnose(
         HebmError: no such prior, no data, or no part that says anything of it.
     """
     prior = drawn_by(load_prior(run, kind or run.priors()[-1], device), given(chain, settings), steps)
-    return diagnose_prior(prior, run.recipe(), samples, steps, seed, telling(prior, parts))
+    return diagnose_prior(prior, run, run.recipe(), samples, steps, seed, telling(prior, parts))
 
 
 def telling(prior: Prior, parts: Sequence[str]) -> list[str]:
@@ -100,6 +101,7 @@ def telling(prior: Prior, parts: Sequence[str]) -> list[str]:
 
 def diagnose_prior(
     prior: Prior,
+    run: Run,
     recipe: Recipe,
     samples: int = 500,
     steps: int | None = None,
@@ -111,11 +113,11 @@ def diagnose_prior(
     A new part has a word in PARTS and adds its figures here; what it cannot be told of is said in `telling`.
     """
     found, traces = [], None
-    test = data.load(recipe.data, "test")
+    test = split.load(run, recipe.data, "test")
     if "likelihood" in parts:
         found += evidence.figures(prior, test, recipe, seed=seed)
     if "two-sample" in parts:
-        train = data.load(recipe.data, "train")
+        train = split.load(run, recipe.data, "train")
         n = min(samples, len(test) + len(train))
         held_out = min(n, len(test))
         about = f"{held_out} test images" + (f" and {n - held_out} training images" if n > held_out else "")

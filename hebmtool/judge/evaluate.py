@@ -13,7 +13,6 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from hebmtool import data
 from hebmtool.compute import device_name
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
@@ -25,6 +24,7 @@ from hebmtool.judge.spaces import Space, distance_figures, load_spaces, neighbou
 from hebmtool.metrics import cache, distances, inception
 from hebmtool.metrics.features import BATCH, Features
 from hebmtool.metrics.figures import Figure
+from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import CONTENTS, contents
 from hebmtool.use.sample import check_pixels
@@ -119,7 +119,7 @@ def evaluate(
         recipe = recipe.model_copy(
             update={"evaluate": recipe.evaluate.model_copy(update={"pixels": check_pixels(pixels)})}
         )
-    images, held_out = data.load(recipe.data, "train"), data.load(recipe.data, reference)
+    images, held_out = (split.load(run, recipe.data, each) for each in ("train", reference))
     n, sampler = sizes(samples or recipe.evaluate.samples, images, held_out), given(chain, settings)
     own, trained = load_priors(run, kinds, device, steps, sampler, "bf16" if fast else "float32")
     sources = list_sources(own, trained, images, recipe, n, steps, fast)
@@ -152,7 +152,7 @@ def evaluate(
     figures += {
         (figure.name, figure.of, figure.layer): figure
         for prior, told in diagnosed
-        for figure in diagnose_prior(prior, recipe, steps=steps, seed=recipe.seed, parts=told).figures
+        for figure in diagnose_prior(prior, run, recipe, steps=steps, seed=recipe.seed, parts=told).figures
     }.values()
     found = Evaluation(run.name, figures, provenance)
     try:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import data
 from hebmtool.judge import classifier
 from hebmtool.metrics import distances
 from hebmtool.metrics.features import load_features
 from hebmtool.prior.labels import values_of
 from hebmtool.recipe import Recipe
+from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.use.controllable import Wish, title
 
@@ -58,7 +58,7 @@ def report(
     as asked), and where a feature network fits, fd (Frechet distance to the real test images that are as asked) and
     diversity (mean pairwise feature distance, as a ratio to that of as many real ones)}.
     """
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    images, test = (split.load(run, recipe.data, each) for each in ("train", "test"))
     judges, accuracies = {}, {}
     for name in dict.fromkeys(wish.label for row in wanted for wish in row):
         model, accuracies[name] = classifier.trained(name, run, recipe, images, test, device)

@@ -7,7 +7,7 @@ alone.  Nothing here imports torch.
 
 from hebmtool.recipe.cells import CELL_ROLES
 from hebmtool.recipe.keys import Key, keys, schema
-from hebmtool.recipe.load import dump, from_dict, load, named, names, text
+from hebmtool.recipe.load import dump, from_dict, load, load_written, named, names, text, written
 from hebmtool.recipe.schema import (
     Data,
     Energy,
@@ -36,8 +36,10 @@ __all__ = [
     "from_dict",
     "keys",
     "load",
+    "load_written",
     "named",
     "names",
     "schema",
     "text",
+    "written",
 ]

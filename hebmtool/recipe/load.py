@@ -45,6 +45,18 @@ def named(name: str, source: str | Path) -> str:
     return renamed if times else f"{line}\n\n{whole}"
 
 
+def written(tree: Any) -> Any:
+    """A recipe as a run or a checkpoint has it: where there was no key yet, what was done then."""
+    if isinstance(tree, Mapping) and isinstance(tree.get("data"), Mapping):
+        return {**tree, "data": {"hold_out": "order", **tree["data"]}}
+    return tree
+
+
+def load_written(path: Path) -> Recipe:
+    """The recipe in a run's folder, as `load` has others."""
+    return from_dict(written(_parse(_read(path), str(path))), str(path))
+
+
 def load(source: str | Path | Mapping, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the YAML file `source`, or the built-in one of that name ("digits", or "recipes/digits.yaml" where
     no such file exists), or in a nested mapping, with `overrides` ("part.key=value", the value in YAML) applied in

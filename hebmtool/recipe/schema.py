@@ -44,6 +44,9 @@ class Data(Part):
     flip: bool = Field(False, description="random horizontal flips while training")
     bits: int = Field(8, ge=1, le=8, description="bits per channel kept (5 in NVAE's CelebA-HQ)")
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out where the source has no test split")
+    hold_out: Literal["hash", "order"] = Field(
+        "hash", description="by a hash of their names (folders) or pixels (arrays), or by their order, as 0.1.0 did"
+    )
     limit: int | None = Field(None, ge=1, description="use only the first this many training images")
     exclude: list[str] = Field(default_factory=list, description="classes left out of the training split")
     split: Literal["official", "pooled"] = Field(

@@ -11,7 +11,7 @@ from hebmtool import data
 from hebmtool.errors import HebmError
 from hebmtool.prior import Gaussian, Prior
 from hebmtool.report.page import code
-from hebmtool.run import info
+from hebmtool.run import info, split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 
@@ -49,7 +49,7 @@ class Subject:
 
     @cached_property
     def test(self) -> data.Images:
-        images, shape = data.load(self.recipe.data, "test"), self.best.generator.image_shape
+        images, shape = split.load(self.run, self.recipe.data, "test"), self.best.generator.image_shape
         if tuple(images.shape) != tuple(shape):
             raise HebmError(f"the run's data are now images of {images.shape}, but its generator makes {shape}")
         return images

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from hebmtool import files
 from hebmtool.errors import HebmError, UsageError, did_you_mean
-from hebmtool.recipe import Recipe, dump, load
+from hebmtool.recipe import Recipe, dump, load_written
 from hebmtool.recipe.words import KINDS
 from hebmtool.run import hub, records
 from hebmtool.run.header import brings_generator
@@ -273,7 +273,7 @@ class Run:
         """The recipe in recipe.yaml.  Raises `HebmError` when it is missing or wrong."""
         if not self.recipe_path.is_file():
             raise HebmError(f"the run {self.path} has no recipe.yaml; put back the recipe it was trained with")
-        return load(self.recipe_path)
+        return load_written(self.recipe_path)
 
     def write_recipe(self, recipe: Recipe) -> None:
         files.write_text(self.recipe_path, dump(recipe))

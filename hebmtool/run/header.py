@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.files import digest
-from hebmtool.recipe import Recipe, from_dict
+from hebmtool.recipe import Recipe, from_dict, written
 from hebmtool.recipe.mistakes import told
 from hebmtool.recipe.words import KINDS
 
@@ -81,7 +81,7 @@ def recipe(path: str | Path, header: Header) -> Recipe:
     Raises `HebmError` when this version does not understand it.
     """
     try:
-        return from_dict(header.recipe)
+        return from_dict(written(header.recipe))
     except UsageError as error:
         if header.package_version == package_version():
             raise HebmError(

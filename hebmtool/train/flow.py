@@ -15,7 +15,7 @@ from hebmtool.errors import HebmError
 from hebmtool.noise import derive_seed
 from hebmtool.prior import FlowPrior
 from hebmtool.recipe import Recipe
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.train.loop import Ema, Updates, load_training, log_changes, save_training
 from hebmtool.train.prior import MAY_CHANGE, Ready, learning_rate, sample_grid
@@ -49,10 +49,13 @@ def train_flow(
     Raises:
         HebmError: unusable data, a loss that ran away, a failed save, or stopped by a signal.
     """
+    if resume and run.recipe_path.is_file():
+        recipe = split.dealt_as(recipe, run.recipe())
     config = recipe.train_prior
     path, train_path = run.prior_path(KIND), run.prior_train_path(KIND)
     old = _check_resumable(recipe, run) if resume else None
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    exact = recipe.flow.persistent or recipe.data.missing is not None
+    images, test = split.both(run, recipe.data, exact)
     hidden = masks.missing(recipe.data, images, recipe.seed)
     data.batch_indices(len(images), config.batch_size, recipe.prior_seed, 0)
     if ready is not None:

@@ -31,7 +31,7 @@ from hebmtool.noise import derive_seed
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.energy import CALIBRATION_DRAWS
 from hebmtool.recipe import Recipe
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents
 from hebmtool.run.open import STATISTICS, load_generator
@@ -104,6 +104,7 @@ def train_joint(
     Raises:
         HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
     """
+    recipe = split.dealt_as(recipe, run.recipe())
     config, kind = recipe.train_prior, recipe.prior.kind
     if not KINDS[kind].learned or KINDS[kind].brings_generator:
         raise UsageError(f"train_prior.joint learns an energy with a generator, and prior.kind is '{kind}'; take ebm")

@@ -16,7 +16,7 @@ from hebmtool.prior.energy import CALIBRATION_DRAWS
 from hebmtool.prior.labels import LabelEnergy, chosen_layers, values_of
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import load_prior
@@ -42,6 +42,7 @@ def train_labels(
     """
     if not recipe.prior.labels:
         return {}
+    recipe = split.dealt_as(recipe, run.recipe())
     kept = run.check_stage_one(recipe)
     prior = load_prior(run, recipe.prior.kind, device)
     if prior.T > 1 and recipe.prior.levels != prior.T:
@@ -49,7 +50,7 @@ def train_labels(
             f"prior.levels is {recipe.prior.levels}, but the prior in {run.path} has {prior.T}; set it to that"
         )
     generator = prior.generator
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    images, test = split.both(run, recipe.data)
     check(recipe, run, generator, images, test)
     names = list(recipe.prior.labels)
     for name in recipe.prior.labels:

@@ -22,7 +22,7 @@ from hebmtool.prior.ebm import SAMPLER
 from hebmtool.prior.energy import CALIBRATION_DRAWS
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import STATISTICS, WHITENING, load_generator
@@ -108,6 +108,7 @@ def train_prior(
     Raises:
         HebmError: no generator, unusable data, a loss that ran away, a failed save, or stopped by a signal.
     """
+    recipe = split.dealt_as(recipe, run.recipe())
     config, kind = recipe.train_prior, recipe.prior.kind
     if not KINDS[kind].learned:
         raise UsageError(f"prior.kind '{kind}' needs no training; train 'diffusion-ebm' or 'ebm'")
@@ -205,7 +206,7 @@ def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
 
 def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:
     """The training images, after everything that would stop learning on them has been looked at."""
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    images, test = split.both(run, recipe.data)
     if ready is not None:
         ready(images, test)
     labels.check(recipe, run, whole, images, test)

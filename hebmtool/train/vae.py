@@ -22,7 +22,7 @@ from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.noise import derive_seed
 from hebmtool.recipe import Recipe, TrainVae
-from hebmtool.run import checkpoint
+from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import KIND
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training, warm_cosine
@@ -134,11 +134,12 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         if not run.generator_train_path.is_file():
             raise HebmError(f"there is no generator to resume in {run.path}; start a new one instead")
         old = checkpoint.recipe(run.generator_train_path, checkpoint.header(run.generator_train_path))
+        recipe = split.dealt_as(recipe, old)
         free = {key: getattr(config, key) for key in MAY_CHANGE}
         alike = old.model_copy(update={"train_vae": old.train_vae.model_copy(update=free)})
         alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(alike, recipe, ["generator", "train_vae", "data", "seed"])
-    images, test = data.load(recipe.data, "train"), data.load(recipe.data, "test")
+    images, test = split.both(run, recipe.data)
     torch.manual_seed(derive_seed(seed, "generator"))
     generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
     penalty = SpectralPenalty(generator).to(device)
