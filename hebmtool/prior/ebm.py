@@ -211,6 +211,11 @@ class JointEBM(EnergyPrior, kind="ebm"):
 
     Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I); optionally
     with a small penalty on F^2 and a margin below which the difference is turned round.
+
+    As published the chain is `unscaled`, the energies have LeakyReLU and no spectral norm, and on CelebA-HQ-256 K = 10
+    and s = 1e-5.  The published target in u-space is exp(F(T(u))) p_0(T(u)), with p_0 the density of z: it lacks the
+    Jacobian of T.  log p_0(T(u)) = log N(u; 0, I) - sum log sigma_i, and sum log sigma_i is log |det dT/du|; with it
+    the density of u is the one above, which this one is drawn from and learned with.
     """
 
     def __init__(self, generator: Generator, config: recipes.Prior):
