@@ -42,6 +42,7 @@ def sample(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    noise: options.Noise = "torch",
     batch_size: options.BatchSize = 64,
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
@@ -117,6 +118,7 @@ def hier_sample(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    noise: options.Noise = "torch",
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Resample some layers and hold the others: what of the image does each layer carry?
@@ -180,6 +182,7 @@ def controllable(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    noise: options.Noise = "torch",
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Draw images under conditions on labels, and say how many came out as asked.

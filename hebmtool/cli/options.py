@@ -52,6 +52,17 @@ def _check_device(name: str) -> str:
     return name
 
 
+def _choose_noise(context: typer.Context, word: str) -> str:
+    """Makes every stream of this command's of the kind called by this word."""
+    if word != "torch" and not context.resilient_parsing:
+        from hebmtool import noise
+
+        if word not in noise.STREAMS:
+            raise UsageError(f"--noise is '{word}'; choose of torch, philox{did_you_mean(word, noise.STREAMS)}")
+        context.with_resource(noise.streams(word))
+    return word
+
+
 def check_fast(fast: bool, steps: int | None) -> None:
     if fast and steps is not None:
         raise UsageError("--fast chooses the Langevin steps itself; leave out either it or --steps")
@@ -172,6 +183,15 @@ Runs = Annotated[
 Device = Annotated[
     str,
     typer.Option("--device", help="auto, cpu, cuda or cuda:N.", callback=_check_device, rich_help_panel=WHERE),
+]
+Noise = Annotated[
+    str,
+    typer.Option(
+        "--noise",
+        help="Streams that noise is drawn from: torch, on the CPU; or philox, other numbers, drawn on the device.",
+        callback=_choose_noise,
+        rich_help_panel=WHERE,
+    ),
 ]
 Readjust = Annotated[
     bool,

@@ -135,3 +135,17 @@ def test_a_prior_that_is_not_trained(hebm, stage_one, tmp_path):
     status, _, err = hebm("sample", "--prior", "ebm", "--runs", tmp_path)
     message = one_sentence(err)
     assert status == 1 and "ebm" in message and "hebm train-prior" in message and "gaussian" in message
+
+
+def test_noise_is_drawn_from_the_streams_asked_for_in_any_batches(hebm, tiny, tmp_path):
+    def drawn(name, *options):
+        out = tmp_path / f"{name}.npz"
+        status, _, err = hebm("sample", "--run", tiny / "digits", "-n", 5, "--out", out, *options)
+        assert status == 0, err
+        return np.load(out)["images"]
+
+    usual, philox = drawn("usual"), drawn("philox", "--noise", "philox")
+    assert np.array_equal(philox, drawn("batches", "--noise", "philox", "--batch-size", 2))
+    assert not np.array_equal(philox, usual) and np.array_equal(usual, drawn("again", "--noise", "torch"))
+    status, out, err = hebm("sample", "--run", tiny / "digits", "--noise", "filox")
+    assert status == 2 and not out and "--noise is 'filox'; choose of torch, philox; did you mean 'philox'?" in err
