@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from hebmtool.console import note
 from hebmtool.errors import UsageError, did_you_mean
 
 # Panels of the help, in the order in which a command's options come to them.
@@ -100,6 +101,9 @@ def opened(name: str | None, runs: Path, prior: str | None = None):
     run = Run.open(name, runs)
     if prior is not None:
         run.require_prior(prior)
+    if name is None:
+        best = f", prior {run.priors()[-1]}" if prior is None and run.priors() else ""
+        note(f"the newest run: {run.path}{best}")
     return run
 
 

@@ -23,7 +23,7 @@ from hebmtool import files
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import Recipe, dump, load_written
 from hebmtool.recipe.words import KINDS
-from hebmtool.run import hub, records
+from hebmtool.run import hub, records, shipped
 from hebmtool.run.header import brings_generator
 
 
@@ -63,8 +63,8 @@ class Run:
 
     @classmethod
     def open(cls, path_or_name: str | Path | None, root: str | Path) -> Self:
-        """The run of that name under `root`, or in that folder, or on a hub ("hf://user/name"); for None, the run with
-        the newest checkpoint.
+        """The run of that name under `root`, or in that folder; on a hub ("hf://user/name"); or one that comes with the
+        package, where no other has that name.  For None, the run with the newest checkpoint.
 
         Raises `HebmError` when there is none.
         """
@@ -75,7 +75,10 @@ class Run:
         if path_or_name is None:
             trained = [run for run in runs if run.checkpoints()]
             if not trained:
-                raise HebmError(f"there is no trained run under {root}; train one with `hebm train-vae digits`")
+                raise HebmError(
+                    f"there is no trained run under {root}; train one with `hebm train-vae digits`, or name one that "
+                    f"comes with the package ({', '.join(shipped.names())})"
+                )
             return max(trained, key=lambda run: max(path.stat().st_mtime for path in run.checkpoints()))
         found = [folder for folder in (root / path_or_name, Path(path_or_name)) if folder.is_dir()]
         for folder in found:
@@ -83,7 +86,9 @@ class Run:
                 return cls(folder)
         if found:
             raise HebmError(f"the folder {found[0]} is not a run: it has no recipe.yaml and no checkpoint; name a run")
-        near = did_you_mean(Path(path_or_name).name, [run.name for run in runs])
+        if path_or_name in shipped.names():
+            return cls(shipped.unpack(path_or_name, root))
+        near = did_you_mean(Path(path_or_name).name, [*(run.name for run in runs), *shipped.names()])
         raise HebmError(
             f"there is no run '{path_or_name}', under {root} or as a folder"
             + (near or "; name another, or train one with `hebm train-vae digits`")
