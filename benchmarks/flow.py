@@ -1,6 +1,7 @@
 """What the flow prior is good for, on MNIST: one command per question, each prints a table.
 
-    python benchmarks/flow.py priors  --set data.source=array --set data.path=mnist.npz --features mnist_features.pt
+    D="--set data.source=array --set data.path=mnist.npz --features mnist_features.safetensors"
+    python benchmarks/flow.py priors $D
     python benchmarks/flow.py inpaint ...
     python benchmarks/flow.py recover ...
     python benchmarks/flow.py anomaly ...
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=commands)
     parser.add_argument("--recipe", default="mnist-flow")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
-    parser.add_argument("--features", help="TorchScript feature network for FD; the embedded one without")
+    parser.add_argument("--features", help="feature network for FD, safetensors; the embedded one without")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="auto", type=pick_device)
     parser.add_argument("--seeds", type=int, default=1, help="of `priors`, each prior trained with all of them")

@@ -1,6 +1,6 @@
 """The tables of docs/results.md on one generator: every kind of prior under several seeds, and an ablation.
 
-    D="--set data.source=array --set data.path=mnist.npz --features mnist_features.pt"
+    D="--set data.source=array --set data.path=mnist.npz --features mnist_features.safetensors"
     python benchmarks/results.py seeds    mnist $D
     python benchmarks/results.py seeds    cifar10-small $D --samples 2000 --joint prior.steps=20
     python benchmarks/results.py ablation mnist $D --samples 2000
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--joint", action="append", default=[], metavar="KEY=VALUE", help="the same, of the joint EBM alone"
     )
-    parser.add_argument("--features", help="TorchScript feature network; the embedded one without")
+    parser.add_argument("--features", help="feature network, safetensors; the embedded one without")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="auto", type=pick_device)
     parser.add_argument("--samples", type=int, help="images per set; the recipe's without")

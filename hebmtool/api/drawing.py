@@ -11,7 +11,7 @@ from hebmtool.api.loaded import Loaded
 from hebmtool.api.results import Controlled, Resampled
 from hebmtool.errors import UsageError
 from hebmtool.judge import labels as label_judge
-from hebmtool.metrics.features import load_features
+from hebmtool.metrics.features import load_own
 from hebmtool.picture import Pictures
 from hebmtool.prior import Steps
 from hebmtool.run.open import load_labels
@@ -140,7 +140,7 @@ class Drawing(Loaded):
             every,
             hierarchy.draw(prior, parts, *how),
             partial(hierarchy.draw, prior, single, *how),
-            partial(load_features, self.recipe.evaluate.features, prior.generator.image_shape, self.device),
+            partial(load_own, self.recipe.evaluate.features, prior.generator.image_shape, self.device),
         )
 
     def controllable(

@@ -133,6 +133,7 @@ def evaluate(
     seed: int | None = None,
     fast: bool = False,
     parts: Sequence[str] = (),
+    trust_features: bool = False,
     chain: str | None = None,
     pixels: str | None = None,
     command: str | None = None,
@@ -147,13 +148,14 @@ def evaluate(
         run, runs, device: as `load`'s.
         prior: only this kind; every trained one when None.
         steps: Langevin steps per level; each prior's own when None.
-        samples, features: images per set, and a TorchScript feature network; the recipe's when None.
+        samples, features: images per set, and a feature network's file; the recipe's when None.
         fid: also FID as clean-fid has it, "clean" (with IS) or "legacy_pytorch".
         reference: hold against "test" images, or "train" as in published FIDs.
         repeats: independent draws, of which figures are the mean.
         seed: of the draws; the recipe's when None.
         fast: draw in bf16 with few steps (`Model.sample`).
         parts: of "likelihood", "two-sample" and "chains", what `Model.diagnose` tells, as well.
+        trust_features: open the file that `features` names even where it runs code (TorchScript, .pt2).
         chain, settings: the chain drawn by (`Model`), in place of what each prior was learned with.
         pixels: judge the "mean" of p(x | z) or a "sample" of it; as the recipe's evaluate.pixels says when None.
         command: what to name as the command in the figures' provenance.
@@ -164,6 +166,8 @@ def evaluate(
     """
     if fast and steps is not None:
         raise UsageError("fast chooses the Langevin steps itself; leave out either it or steps")
+    if trust_features and features is None:
+        raise UsageError("trust_features is for a file named in features; what a run's recipe names is never trusted")
     from hebmtool.compute import pick_device
     from hebmtool.judge.evaluate import evaluate as judge
 
@@ -180,6 +184,7 @@ def evaluate(
         seed=seed,
         fast=fast,
         parts=parts,
+        trust_features=trust_features,
         command=command,
         chain=chain,
         pixels=pixels,

@@ -77,6 +77,7 @@ def train_prior(
     resume: bool = False,
     rewind: bool = False,
     finetune: bool = False,
+    trust_features: bool = False,
     readjust_bn: int = 0,
     readjust_temperature: float = 1.0,
 ) -> dict:
@@ -88,6 +89,8 @@ def train_prior(
     Arguments:
         recipe, overrides, runs, device, resume, rewind: as `train_vae`'s; finetuning rewinds the labels.
         finetune: only couple the labels of `prior.labels` to the prior that is there.
+        trust_features: open the feature network that an override of evaluate.features names even where it runs code
+            (TorchScript, .pt2).
         readjust_bn: where the recipe has none, its `train_prior.readjust_bn`: first re-estimate the generator's
             BatchNorm statistics on this many generated batches.
         readjust_temperature: standard deviation of u in them.
@@ -101,6 +104,8 @@ def train_prior(
         HebmError: no generator; as `train_vae`.
     """
     settings = read_recipe(recipe, overrides)
+    if trust_features and "evaluate.features" not in (text.partition("=")[0].strip() for text in overrides):
+        raise UsageError("trust_features is for what an override of evaluate.features names, never for a recipe's own")
     if finetune and not settings.prior.labels:
         raise UsageError("finetuning couples labels, but prior.labels is empty; set it, as prior.labels=class")
     if readjust_bn and not settings.train_prior.readjust_bn:
@@ -114,7 +119,7 @@ def train_prior(
     from hebmtool.judge.trained import Judge
 
     where, resume = pick_device(device), resume or rewind
-    judge = Judge(settings, where)
+    judge = Judge(settings, where, trusted=trust_features)
     if settings.one_stage:
         return _one_stage(settings, runs, judge, resume, rewind)
     from hebmtool.train.labels import train_labels

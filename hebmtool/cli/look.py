@@ -46,8 +46,9 @@ def evaluate(
     fast: options.Fast = False,
     samples: Annotated[int | None, typer.Option(min=2, help="Images per set.", show_default="the recipe's")] = None,
     features: Annotated[
-        str | None, typer.Option(help="TorchScript feature network.", show_default="the recipe's")
+        str | None, typer.Option(help="Feature network: safetensors, .pt or .pt2.", show_default="the recipe's")
     ] = None,
+    trust_features: options.TrustFeatures = False,
     fid: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,13 +89,17 @@ def evaluate(
 
     Examples:
 
-        hebm evaluate mnist --features mnist_features.pt
+        hebm evaluate mnist --features mnist_features.safetensors
         hebm evaluate --prior diffusion-ebm --steps 30 --repeats 5 --json
         hebm evaluate --chain underdamped --steps 30 --theta 0.3
         hebm evaluate --fid clean --samples 50000 --reference train --markdown
     """
     options.check_stdout(as_json, "--markdown", as_markdown)
     options.check_fast(fast, steps)
+    if trust_features and features is None:
+        raise UsageError(
+            "--trust-features is for a file named by --features; what a run's recipe names is never trusted"
+        )
     parts = ("likelihood",) * likelihood + ("two-sample", "chains") * diagnose
     if fast and parts:
         raise UsageError("--fast draws otherwise than --likelihood and --diagnose judge; leave out either")
@@ -108,6 +113,7 @@ def evaluate(
         steps=steps,
         samples=samples,
         features=features,
+        trust_features=trust_features,
         fid=fid or (),
         reference=reference,
         repeats=repeats,

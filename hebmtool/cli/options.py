@@ -197,6 +197,13 @@ Noise = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+TrustFeatures = Annotated[
+    bool,
+    typer.Option(
+        "--trust-features",
+        help="Open a feature network named on this command even if it runs code, as TorchScript (.pt) and .pt2 do.",
+    ),
+]
 Readjust = Annotated[
     bool,
     typer.Option(

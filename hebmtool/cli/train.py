@@ -42,6 +42,7 @@ def train_prior(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Only couple the labels of prior.labels to the prior that is there.")
     ] = False,
+    trust_features: options.TrustFeatures = False,
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
 ) -> None:
@@ -71,6 +72,7 @@ def train_prior(
         resume=resume,
         rewind=rewind,
         finetune=finetune,
+        trust_features=trust_features,
         readjust_bn=options.READJUST_BATCHES if readjust_bn else 0,
         readjust_temperature=readjust_temperature,
     )

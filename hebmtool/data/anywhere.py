@@ -50,7 +50,7 @@ def read(
             continue
         for file in files:
             try:
-                pixels = brought(read_image(file, as_it_is), str(file))
+                pixels = brought(read_image(file, as_it_is, shrink=not exact and recipe.data.crop is None), str(file))
             except HebmError as error:
                 failed(error)
                 continue

@@ -3,6 +3,8 @@
 Layouts of uint8 are known: (N, H, W), (N, H, W, C) and (N, C, H, W), C 1 or 3.  No pickle is ever loaded.
 """
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,9 @@ import numpy as np
 from hebmtool.data.decode import SMALLEST_SIDE, first_sentence
 from hebmtool.data.images import Split
 from hebmtool.errors import HebmError
+
+MOST_CLASSES = 2**16
+"""Labels are numbers of classes, of which there are no more."""
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -34,6 +39,7 @@ def opened_arrays(path: Path, split: Split) -> tuple[dict[str, str], dict[str, n
         if isinstance(opened, np.lib.npyio.NpzFile):
             with opened:
                 keys, hold_out = _array_keys(opened.files, path, split)
+                _check_unpacked(opened, keys.values(), path)
                 arrays = {role: opened[key] for role, key in keys.items()}
         else:
             keys, arrays, hold_out = {"x": "the array"}, {"x": opened}, True
@@ -47,6 +53,18 @@ def opened_arrays(path: Path, split: Split) -> tuple[dict[str, str], dict[str, n
             "numpy.savez or numpy.save"
         ) from error
     return keys, arrays, hold_out
+
+
+def _check_unpacked(opened: np.lib.npyio.NpzFile, keys: Iterable[str], path: Path) -> None:
+    """Raises HebmError where the arrays, unpacked, are larger than the memory there is: zeros pack a thousandfold."""
+    sizes = {info.filename.removesuffix(".npy"): info.file_size for info in opened.zip.infolist()}
+    size = sum(sizes.get(key, 0) for key in set(keys))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
+    if size > memory:
+        raise HebmError(
+            f"the arrays of {path} take {size / 2**30:.1f} GiB unpacked, and this machine has {memory / 2**30:.1f} GiB "
+            "of memory; save the images alone with numpy.save, whose file stays on disk"
+        )
 
 
 def _array_keys(found: list[str], path: Path, split: Split) -> tuple[dict[str, str], bool]:
@@ -94,7 +112,8 @@ def checked_labels(labels: np.ndarray, n: int, classes: list[str] | None, name: 
             "one per image"
         )
     labels = labels.reshape(n)
-    if labels.min() < 0 or (classes is not None and labels.max() >= len(classes)):
-        allowed = "at least 0" if classes is None else f"from 0 to {len(classes) - 1}, the indices of classes"
+    below = MOST_CLASSES if classes is None else len(classes)
+    if labels.min() < 0 or labels.max() >= below:
+        allowed = f"from 0 to {below - 1}" + (", the indices of classes" if classes is not None else "")
         raise HebmError(f"{name} reaches from {labels.min()} to {labels.max()}, but labels must be {allowed}")
     return labels

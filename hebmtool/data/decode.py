@@ -7,7 +7,9 @@ Every image, from an array or from a file, goes through the same steps: crop to 
 
 import io
 import os
-from collections.abc import Callable, Sequence
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,18 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".
 SMALLEST_SIDE = 4
 """No image is narrower, so an array's axis of 1 or 3 is one of channels."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""Those read, whatever a file is called; Pillow knows more, and starts Ghostscript for some."""
+
+PIXELS = 2**26
+"""No image of more is read: it takes up to 0.7 GB.  A larger JPEG may come at a fraction of its size."""
+
+BAND = 2**22  # pixels converted at a time
+
+ORIENTATION = 0x0112  # how a camera was held
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # from 89 million pixels: above our limit
+
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
@@ -38,14 +52,12 @@ def paths_in(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise HebmError(f"the folder of images {folder} {what}; give a folder with files in {', '.join(ENDINGS)}")
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        here = Path(root)
-        # A link to a folder above would be walked for ever.
-        folders[:] = [
-            f for f in folders if not f.startswith(".") and not here.resolve().is_relative_to((here / f).resolve())
-        ]
-        found += [here / f for f in files if f.lower().endswith(ENDINGS) and not f.startswith(".")]
+    found = [
+        here / file
+        for here, files in _walk(folder)
+        for file in files
+        if file.lower().endswith(ENDINGS) and file[0] != "."
+    ]
     if not found:
         raise HebmError(f"there are no images in {folder}; put files there that end in {', '.join(ENDINGS)}")
     return sorted(found)
@@ -55,16 +67,45 @@ Place = Sequence[float]
 """Where a square is cut: (top, left), shares of the room there is, from 0 to 1."""
 
 
-def read_image(path: str | Path, data: recipe.Data, place: Place | None = None) -> Tensor:
+def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below with its files, once under one name, whatever links there are: what is reached without links
+    goes by that name."""
+
+    def unreadable(error: OSError) -> None:
+        raise HebmError(f"the folder {error.filename} cannot be read ({error.strerror}); check its permissions")
+
+    seen: set[tuple[int, int]] = set()
+    waiting = [str(top)]
+    while waiting:
+        links = []
+        for start in waiting:
+            for here, folders, files in os.walk(start, onerror=unreadable):
+                folders[:] = sorted(name for name in folders if name[0] != ".")
+                found = os.stat(here)
+                if (found.st_dev, found.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((found.st_dev, found.st_ino))
+                links += [path for name in folders if os.path.islink(path := os.path.join(here, name))]
+                yield Path(here), files
+        waiting = sorted(links)
+
+
+def read_image(path: str | Path, data: recipe.Data, place: Place | None = None, shrink: bool = False) -> Tensor:
     """Any image file, uint8 [C, H, W], cropped, resized and with the channels that `data` says (None: its own).
 
-    Transparency is laid over white, 16-bit grey scaled to 8 bits, a photograph turned upright, and of an animation the
-    first picture is taken.
+    Transparency is laid over white, 16-bit grey scaled to 8 bits (of 16-bit colours the high byte is taken), a
+    photograph turned upright, and of an animation the first picture is taken.
+
+    Arguments:
+        shrink: whether a JPEG of more than `PIXELS` may come at a half, a quarter or an eighth of its size, as it does
+            where `data` resizes it anyway.
 
     Raises:
-        HebmError: the file is absent, no image, damaged, or smaller than `data.crop`.
+        HebmError: the file is absent, no regular file, no image, damaged, of more than `PIXELS`, of numbers whose range
+            is unknown, or smaller than `data.crop`.
     """
-    return decode(path, str(path), data, place)
+    return decode(path, str(path), data, place, shrink)
 
 
 def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
@@ -85,9 +126,12 @@ def fit_to(x: Tensor, shape: tuple[int, int, int], data: recipe.Data) -> Tensor:
     return x
 
 
-def decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data, place: Place | None = None) -> Tensor:
+def decode(
+    file: str | Path | io.BytesIO, name: str, data: recipe.Data, place: Place | None = None, shrink: bool = False
+) -> Tensor:
     """`read_image` of a path or of bytes, called `name` in errors."""
-    pixels = torch.from_numpy(opened(file, name, _pixels))
+    least = 1 if shrink else data.size if not data.crop else None
+    pixels = torch.from_numpy(opened(file, name, lambda image: _pixels(image, least)))
     fitted_size(*pixels.shape[1:], data, name)
     return fit(pixels[None], data, place)[0]
 
@@ -95,41 +139,99 @@ def decode(file: str | Path | io.BytesIO, name: str, data: recipe.Data, place: P
 def opened(file: str | Path | io.BytesIO, name: str, look: Callable[[Image.Image], Any]) -> Any:
     """What `look` finds in an image file."""
     try:
-        with Image.open(file) as image:
+        # A FIFO would be waited for; and of what Pillow reads, some formats start other programs.
+        if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise HebmError(f"{name} is a folder or a device, no regular file; give an image file")
+        with Image.open(file, formats=FORMATS) as image:
             return look(image)
+    except HebmError:
+        raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         if isinstance(error, FileNotFoundError):
             raise HebmError(f"the image {name} does not exist; check the path") from None
-        reason = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else first_sentence(error)
+        reason = first_sentence(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"it is none in the formats {', '.join(FORMATS)}"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"it has more than {PIXELS:,} pixels"
         raise HebmError(f"{name} cannot be read as an image ({reason}); replace or remove it") from error
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [C, H, W], C = 1 where the file is grey and 3 elsewhere."""
-    if _is_photograph(image):
+def _pixels(image: Image.Image, least: int | None) -> np.ndarray:
+    """uint8 [C, H, W], C = 1 where the file is grey and 3 elsewhere; at a fraction of its size where it has too many
+    pixels, and its short side then still has `least`."""
+    _check_numbers(image)
+    if image.width * image.height > PIXELS:
+        _shrink(image, least)
+    grey, inverted = _is_grey(image), _is_inverted(image)
+    if _is_photograph(image) and image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.array(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its grey values reach from {values.min()} to {values.max()}, beyond 16 bits")
-        return np.round(values / 257).astype(np.uint8)[None]
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    grey = image.mode in GREY_MODES
+    pixels = np.empty((1 if grey else 3, image.height, image.width), np.uint8)
+    rows = max(1, BAND // image.width)  # converted in bands, so that only one is there at several times its size
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[:, top : top + rows] = _sixteen_bit(band, inverted) if band.mode.startswith("I") else _plain(band, grey)
+    return pixels
+
+
+def _plain(image: Image.Image, grey: bool) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grey else "RGB")
-    pixels = np.array(image)
-    return pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.array(image.convert("L" if grey else "RGB"))
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def _sixteen_bit(image: Image.Image, inverted: bool) -> np.ndarray:
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its grey values reach from {values.min()} to {values.max()}, beyond 16 bits")
+    if inverted:
+        values = 65535 - values
+    if "transparency" in image.info:  # the one value that is
+        values[values == image.info["transparency"]] = 65535
+    return np.round(values / 257).astype(np.uint8)[None]
+
+
+def _shrink(image: Image.Image, least: int | None) -> None:
+    """Have a JPEG decoded at a fraction of its size, which its format can.  Raises ValueError for others."""
+    width, height = image.size
+    for part in (2, 4, 8) if least and image.format in ("JPEG", "MPO") else ():
+        if width * height <= PIXELS * part**2 and min(width, height) >= least * part:
+            image.draft(None, (width // part, height // part))
+            return
+    raise ValueError(f"it has {width}x{height} pixels, and no more than {PIXELS:,} are read")
+
+
+def _check_numbers(image: Image.Image) -> None:
+    """Raises ValueError for pixels whose range a file does not say, or that Pillow reads wrongly."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.format == "TIFF":
+        bits, kinds = (image.tag_v2.get(tag, (1,)) for tag in (258, 339))
+        if not {*bits} <= {1, 2, 4, 8, 16} or {*kinds} != {1}:  # whole numbers from 0
+            signed = "signed " * (2 in kinds)
+            raise ValueError(f"its pixels are {signed}numbers of {max(bits)} bits, and no such range is known")
+    if "transparency" in image.info and image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
+        raise ValueError("one of its 16-bit colours is transparent, and they are read as 8-bit ones")
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    # Pillow inverts TIFF where 0 is white, but not of 16 bits.
+    return image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0
+
+
+def _is_grey(image: Image.Image) -> bool:
+    # Pillow makes colours of 16-bit grey with transparency.
+    return image.mode in GREY_MODES or any(str(tile[3]).startswith("LA;16") for tile in image.tile)
 
 
 def header(image: Image.Image) -> tuple[int, int, bool]:
     """Height, width, and whether `_pixels` will be coloured, without decoding."""
     width, height = image.size
-    if _is_photograph(image) and image.getexif().get(0x0112, 1) >= 5:  # the orientations that lie on their side
+    if _is_photograph(image) and image.getexif().get(ORIENTATION, 1) >= 5:  # the orientations that lie on their side
         width, height = height, width
-    return height, width, image.mode not in GREY_MODES
+    return height, width, not _is_grey(image)
 
 
 def _is_photograph(image: Image.Image) -> bool:
@@ -166,7 +268,8 @@ def fit(x: Tensor, data: recipe.Data, place: Place | None = None) -> Tensor:
         x = x[:, :, top : top + data.crop, left : left + data.crop]
     if data.channels == 1 and x.shape[1] == 3:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R 601, as PIL
-        x = (x * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        rows = max(1, BAND // x.shape[3])
+        x = torch.cat([(part * weights).sum(1, keepdim=True).round().to(torch.uint8) for part in x.split(rows, 2)], 2)
     elif data.channels == 3 and x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)
     if data.size and tuple(x.shape[2:]) != (data.size, data.size):

@@ -79,6 +79,7 @@ def evaluate(
     seed: int | None = None,
     fast: bool = False,
     parts: Sequence[str] = (),
+    trust_features: bool = False,
     command: str | None = None,
     chain: str | None = None,
     pixels: str | None = None,
@@ -90,13 +91,14 @@ def evaluate(
 
     Arguments:
         steps: Langevin steps per level, each prior's own when None.
-        samples, features: images per set and a TorchScript file, the recipe's when None.
+        samples, features: images per set and a feature network's file, the recipe's when None.
         fid: modes of clean-fid ("clean", "legacy_pytorch") in which Inception is to judge as well.
         reference: the split all are held against; the closure is defined for "test".
         repeats: independent sets drawn of each; from two on, figures are their mean and its standard error.
         seed: of the draws, the recipe's when None.
         fast: draw fast (`Prior.fast_steps`), everything in bf16.
         parts: of `diagnose.PARTS`, to be judged as well.
+        trust_features: whether the file that `features` names may run code (TorchScript, .pt2).
         command: what the user typed, for the provenance.
         pixels: judge the "mean" of p(x | z) or a "sample" of it; as the recipe says when None.
         chain, settings: what the priors are drawn with (`Prior.using`) in place of what they were learned with; None
@@ -125,7 +127,8 @@ def evaluate(
     sources = list_sources(own, trained, images, recipe, n, steps, fast)
     diagnosed = [(prior, telling(prior, parts)) for prior in (trained or [own]) if parts]
     digest = cache.images_digest(held_out)
-    spaces = load_spaces(features or recipe.evaluate.features, fid, held_out, digest, n, device)
+    path, trusted = (recipe.evaluate.features, False) if features is None else (features, trust_features)
+    spaces = load_spaces(path, fid, held_out, digest, n, device, trusted)
     classifier = inception.load_classifier(device) if "clean" in fid else None
     provenance = {
         "command": command,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hebmtool.judge import classifier
 from hebmtool.metrics import distances
-from hebmtool.metrics.features import load_features
+from hebmtool.metrics.features import load_own
 from hebmtool.prior.labels import values_of
 from hebmtool.recipe import Recipe
 from hebmtool.run import split
@@ -63,7 +63,7 @@ def report(
     for name in dict.fromkeys(wish.label for row in wanted for wish in row):
         model, accuracies[name] = classifier.trained(name, run, recipe, images, test, device)
         judges[name] = (model, values_of(name, images, recipe.data)[1])
-    features = load_features(recipe.evaluate.features, images.shape, device)
+    features = load_own(recipe.evaluate.features, images.shape, device)
     real = None if features is None else features(test.batch(range(len(test))))
     entries = []
     for drawn, row in zip(sets, wanted, strict=True):

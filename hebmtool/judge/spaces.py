@@ -40,12 +40,18 @@ class Space:
 
 
 def load_spaces(
-    path: str | None, modes: Sequence[str], reference: data.Images, digest: str, n: int, device: torch.device
+    path: str | None,
+    modes: Sequence[str],
+    reference: data.Images,
+    digest: str,
+    n: int,
+    device: torch.device,
+    trusted: bool = False,
 ) -> list[Space]:
     """The feature networks asked for, with the reference images in them.
 
     Arguments:
-        path: a TorchScript file, None for the embedded network where that fits.
+        path, trusted: as `load_features`'s.
         modes: of clean-fid's Inception.
         digest: `cache.images_digest(reference)`.
         n: images judged.
@@ -53,11 +59,11 @@ def load_spaces(
     Raises:
         HebmError: no network fits these images, or one cannot be loaded.
     """
-    own = load_features(path, reference.shape, device)
+    own = load_features(path, reference.shape, device, trusted)
     if own is None and not modes:
         raise HebmError(
             "the embedded feature network is for grey images of at most 32x32; "
-            "give a TorchScript one for these images, or name a mode of FID for Inception"
+            "give one for these images, or name a mode of FID for Inception"
         )
     networks: list[tuple[Features, dict]] = [] if own is None else [(own, {})]
     networks += [(inception.load(mode, device), {"suffix": f" ({mode})", "fd": "FID"}) for mode in dict.fromkeys(modes)]

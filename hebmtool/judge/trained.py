@@ -21,7 +21,7 @@ from hebmtool.run.folder import Run
 class Judge:
     """Looks at what judging will need before the training, as its `ready`, and judges after it.
 
-    features: the network that fits the images; None where there is none.
+    features: the network that fits the images; None where there is none.  trusted: whether its file may run code.
     """
 
     recipe: Recipe
@@ -29,6 +29,7 @@ class Judge:
     images: data.Images | None = None
     test: data.Images | None = None
     features: Features | None = None
+    trusted: bool = False
 
     def ready(self, images: data.Images, test: data.Images) -> None:
         """Raises HebmError for too few images, or a feature network that cannot be loaded or does not fit."""
@@ -39,14 +40,14 @@ class Judge:
             raise HebmError(
                 "judging needs at least 2 test images, and there is 1; give more, or raise data.test_fraction"
             )
-        self.features = load_features(self.recipe.evaluate.features, images.shape, self.device)
+        self.features = load_features(self.recipe.evaluate.features, images.shape, self.device, self.trusted)
         if self.features is not None:
             self.features(test.batch([0, 1]))  # one that does not fit is better known before training than after
 
     def closure(self, prior: Prior, run: Run) -> Closure | None:
         """The prior-hole closure of a prior trained on the run's generator; None where no feature network fits."""
         if self.features is None:
-            note("no closure measured: set evaluate.features to a TorchScript network for images of this kind")
+            note("no closure measured: set evaluate.features to a network for images of this kind")
             return None
         samples = self.recipe.evaluate.samples
         found = closure(prior, self.images, self.test, self.recipe, self.features, samples)

@@ -2,7 +2,8 @@
 
 A convolutional classifier of scikit-learn's handwritten digits (1,797 images of 8x8, all of them used), its last
 hidden layer taken as features.  Images are averaged down (or enlarged) to 8x8 first.  What it measures is therefore
-digit-like shape at that resolution, and only that: for anything else give a TorchScript feature network.
+digit-like shape at that resolution, and only that: for anything else give a network of your own
+(`hebmtool.metrics.networks`).
 
 `python -m hebmtool.metrics.embedded` trains it again and writes the file beside this one.
 """

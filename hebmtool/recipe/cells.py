@@ -9,7 +9,7 @@ from hebmtool.recipe.mistakes import show
 
 CELL_ROLES = ("normal_enc", "down_enc", "normal_dec", "up_dec", "normal_pre", "down_pre", "normal_post", "up_post")
 CELL_KINDS = ("res_bnswish", "res_mbconv", "mbconv_sep")
-CELL_OP = r"res_bnswish|mconv_e[1-9]\d*k\d*[13579]g0"
+CELL_OP = r"res_bnswish|mconv_e[1-9]\d?k\d?[13579]g0"
 
 
 def check_cells(cells: Any) -> None:
@@ -37,5 +37,5 @@ def _check_cell_map(cells: Mapping) -> None:
         if not listed or not all(re.fullmatch(CELL_OP, op) for op in ops):
             raise ValueError(
                 f"generator.cells.{role} is {show(ops)}, but must be a list of one or two ops, each res_bnswish or "
-                "mconv_e<expansion>k<kernel>g0 with a kernel of odd size"
+                "mconv_e<expansion>k<kernel>g0 with a kernel of odd size, both below 100"
             )

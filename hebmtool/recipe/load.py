@@ -127,6 +127,8 @@ def _read(source: str | Path) -> str:
             f"{', '.join(names())}{_near(path.stem)}"
         )
     try:
+        if path.stat().st_size > 4 * LARGEST:  # bytes a character takes at most
+            raise UsageError(f"{path} is not a recipe: it has {path.stat().st_size:,} bytes; give a recipe file")
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not a recipe: byte {error.start} is not UTF-8 text") from None
@@ -136,6 +138,13 @@ def _read(source: str | Path) -> str:
 
 def _near(name: str) -> str:
     return did_you_mean(name, names())
+
+
+LARGEST = 2**20
+"""Characters of a recipe."""
+
+MOST_VALUES = 20_000
+"""Values of a recipe; more are only made by aliases of aliases, a few hundred bytes of which can stand for billions."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,13 +180,46 @@ _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("ta
 
 
 def _parse(source: str, where: str) -> Any:
+    if len(source) > LARGEST:
+        raise UsageError(f"{where}: not a recipe, it has {len(source):,} characters and a recipe at most {LARGEST:,}")
+    loader = None
     try:
-        return yaml.load(source, _Loader)
+        loader = _Loader(source)
+        tree = loader.get_single_node()
+        if tree is None:
+            return None
+        if (size := _size(tree, {})) > MOST_VALUES:
+            raise UsageError(
+                f"{where}: not a recipe, it holds {_rounded(size)} values once its aliases (*name) are followed, and a "
+                f"recipe at most {MOST_VALUES:,}; write out what they stand for"
+            )
+        return loader.construct_document(tree)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}{line}: not valid YAML, {problem or error.reason}; correct it there") from None
     except RecursionError:
         raise UsageError(f"{where}: not a recipe, it is nested too deeply; correct it there") from None
-    except ValueError as error:  # a date such as 2024-13-45
-        raise UsageError(f"{where}: not valid YAML, {error}; put the value in quotes") from None
+    except Exception as error:  # a date such as 2024-13-45, thousands of digits, a tag on what it is not for
+        reason = str(error).partition(";")[0] or type(error).__name__
+        raise UsageError(
+            f"{where}: not valid YAML, {reason}; put the value in quotes, and leave out tags (!!)"
+        ) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a document, those behind an alias counted each time; endless where one holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # found again before it is counted, it holds itself
+        inner = [each for pair in node.value for each in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(node)]
+
+
+def _rounded(size: int) -> str:
+    return f"{size:,}" if size < 10**9 else "over a billion"

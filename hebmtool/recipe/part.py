@@ -1,6 +1,14 @@
 """What every part of a recipe is: keys that are checked, each a field with a default and a description."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Every whole number has an upper bound, so that what cannot be meant is told before it is built.
+MANY = 10**9
+Few = Annotated[int, Field(ge=1, le=64)]
+Channels = Annotated[int, Field(ge=1, le=1024)]
+Updates = Annotated[int, Field(ge=1, le=MANY)]
 
 
 class Part(BaseModel):

@@ -16,7 +16,7 @@ from hebmtool.recipe import together
 from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
-from hebmtool.recipe.part import Part
+from hebmtool.recipe.part import MANY, Channels, Few, Part, Updates
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
@@ -30,7 +30,7 @@ class Data(Part):
     category: str = Field("church_outdoor", description="LSUN category")
     download: bool = Field(True, description="let torchvision download where it offers to")
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this height and width (pixels)")
-    crop: int | None = Field(None, ge=4, description="crop to this side (pixels) before resizing")
+    crop: int | None = Field(None, ge=4, le=2**14, description="crop to this side (pixels) before resizing")
     crop_at: list[Annotated[int, Field(ge=0, le=2**16)]] | None = Field(
         None,
         min_length=2,
@@ -47,7 +47,7 @@ class Data(Part):
     hold_out: Literal["hash", "order"] = Field(
         "hash", description="by a hash of their names (folders) or pixels (arrays), or by their order, as 0.1.0 did"
     )
-    limit: int | None = Field(None, ge=1, description="use only the first this many training images")
+    limit: int | None = Field(None, ge=1, le=MANY, description="use only the first this many training images")
     exclude: list[str] = Field(default_factory=list, description="classes left out of the training split")
     split: Literal["official", "pooled"] = Field(
         "official",
@@ -109,18 +109,22 @@ class Generator(Part):
     """The multi-layer NVAE-style generator (Vahdat & Kautz 2020, arXiv 2007.03898)."""
 
     scales: int = Field(2, ge=1, le=5, description="latent scales, each half the resolution of the one below")
-    layers_per_scale: int = Field(3, ge=1, description="latent layers at the finest scale, and at each unless `halve`")
+    layers_per_scale: Few = Field(3, description="latent layers at the finest scale, and at each unless `halve`")
     halve: bool = Field(False, description="halve the number of layers at each coarser scale")
-    min_layers_per_scale: int = Field(1, ge=1, description="floor of that halving")
-    latent_channels: int = Field(20, ge=1, description="channels of every z_i")
-    encoder_channels: int = Field(32, ge=2, description="encoder width at full resolution; doubles at each halving")
-    decoder_channels: int = Field(32, ge=2, description="decoder width at full resolution; doubles at each halving")
+    min_layers_per_scale: Few = Field(1, description="floor of that halving")
+    latent_channels: Channels = Field(20, description="channels of every z_i")
+    encoder_channels: int = Field(
+        32, ge=2, le=1024, description="encoder width at full resolution; doubles at each halving"
+    )
+    decoder_channels: int = Field(
+        32, ge=2, le=1024, description="decoder width at full resolution; doubles at each halving"
+    )
     preprocess_blocks: int = Field(1, ge=0, le=6, description="halvings of the image before the finest latent scale")
-    preprocess_cells: int = Field(2, ge=1, description="cells in each of them")
+    preprocess_cells: Few = Field(2, description="cells in each of them")
     postprocess_blocks: int = Field(1, ge=0, le=6, description="doublings after it; equal to preprocess_blocks")
-    postprocess_cells: int = Field(2, ge=1, description="cells in each of them")
-    encoder_cells: int = Field(1, ge=1, description="residual cells between encoder combiners")
-    decoder_cells: int = Field(1, ge=1, description="residual cells between latent layers in the decoder")
+    postprocess_cells: Few = Field(2, description="cells in each of them")
+    encoder_cells: Few = Field(1, description="residual cells between encoder combiners")
+    decoder_cells: Few = Field(1, description="residual cells between latent layers in the decoder")
     cells: str | dict[str, list[str]] = Field(
         "res_bnswish", description="kind of residual cell, or a map from the eight cell roles to their ops"
     )
@@ -128,7 +132,7 @@ class Generator(Part):
     residual_posterior: bool = Field(True, description="posterior parameters relative to the prior's")
     flows: int = Field(0, ge=0, le=4, description="pairs of shift-only autoregressive cells per layer's posterior")
     likelihood: LIKELIHOODS.type = Field("mixture", description="p(x|z)")
-    mixtures: int = Field(10, ge=1, description="components of the mixture of discretised logistics")
+    mixtures: Channels = Field(10, description="components of the mixture of discretised logistics")
 
     @field_validator("cells", mode="before")
     @classmethod
@@ -138,6 +142,7 @@ class Generator(Part):
 
     @model_validator(mode="after")
     def _as_many_doublings_as_halvings(self) -> "Generator":
+        together.widths(self)
         if self.preprocess_blocks != self.postprocess_blocks:
             raise ValueError(
                 f"generator.preprocess_blocks is {self.preprocess_blocks} and generator.postprocess_blocks is "
@@ -149,12 +154,12 @@ class Generator(Part):
 class TrainVae(Part):
     """Stage one: the generator and its encoder, by the ELBO."""
 
-    iterations: int = Field(20_000, ge=1, description="updates")
+    iterations: Updates = Field(20_000, description="updates")
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's")
-    batch_size: int = Field(64, ge=2, description="images per update")
+    batch_size: int = Field(64, ge=2, le=2**16, description="images per update")
     lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
     lr_min: float = Field(1e-4, ge=0, description="and at the end")
-    lr_warmup: int = Field(200, ge=0, description="updates of linear warm-up")
+    lr_warmup: int = Field(200, ge=0, le=MANY, description="updates of linear warm-up")
     weight_decay: float = Field(3e-4, ge=0, description="Adamax's weight decay")
     kl_warmup: float = Field(0.3, ge=0, le=1, description="share of the updates over which the KL's weight rises to 1")
     kl_start: float = Field(1e-4, ge=0, le=1, description="weight of the KL at the start")
@@ -166,11 +171,11 @@ class TrainVae(Part):
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(200.0, gt=0, description="gradient norm clip")
-    skip: int = Field(0, ge=0, description=SKIP)
+    skip: int = Field(0, ge=0, le=MANY, description=SKIP)
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 runs the forward pass under autocast")
-    log_every: int = Field(50, ge=1, description="updates between lines of metrics.jsonl")
-    sample_every: int = Field(1000, ge=1, description="updates between sample grids")
-    save_every: int = Field(1000, ge=1, description="updates between checkpoints")
+    log_every: Updates = Field(50, description="updates between lines of metrics.jsonl")
+    sample_every: Updates = Field(1000, description="updates between sample grids")
+    save_every: Updates = Field(1000, description="updates between checkpoints")
 
 
 class Energy(Part):
@@ -180,8 +185,8 @@ class Energy(Part):
         "compact", description="this package's network, or the published one, which reads z and has no `readout`"
     )
     reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
-    width: int = Field(64, ge=1, description="channels")
-    blocks: int = Field(2, ge=1, description="residual blocks")
+    width: Channels = Field(64, description="channels")
+    blocks: Few = Field(2, description="residual blocks")
     readout: Literal["sum", "strided"] = Field(
         "sum", description="the last map is summed over pixels, or halved down to 2x2 and read whole"
     )
@@ -209,14 +214,14 @@ class Prior(Part):
         description="the generator's own prior, one joint EBM, an EBM per noise level, or a flow learned jointly with "
         "a generator of one layer (see the part flow)",
     )
-    levels: int = Field(3, ge=2, description="T, number of noise levels (diffusion-ebm)")
+    levels: int = Field(3, ge=2, le=1024, description="T, number of noise levels (diffusion-ebm)")
     level_power: float = Field(
         1.0,
         gt=0,
         description="levels are learned on as floor(T U^p), U uniform: above 1 favours those with little noise",
     )
-    steps: int = Field(50, ge=1, description="K, Langevin steps per level")
-    fast: list[Annotated[int, Field(ge=0)]] | None = Field(
+    steps: int = Field(50, ge=1, le=2**20, description="K, Langevin steps per level")
+    fast: list[Annotated[int, Field(ge=0, le=2**20)]] | None = Field(
         None,
         description="steps of each level when drawing fast, least noise first; none: K at the first, 0 at the others",
     )
@@ -278,15 +283,15 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainPrior(Part):
     """Stage two: the prior, generator and encoder frozen; or flow and network together."""
 
-    iterations: int = Field(5_000, ge=1, description="updates")
+    iterations: Updates = Field(5_000, description="updates")
     seed: int | None = Field(
         None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's, which the generator has"
     )
-    batch_size: int = Field(64, ge=1, description="images per update")
+    batch_size: int = Field(64, ge=1, le=2**16, description="images per update")
     lr: float = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
     lr_staircase: bool = Field(False, description="the rate falls at the end of an epoch, not all through it")
-    lr_warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    lr_warmup: int = Field(0, ge=0, le=MANY, description="updates of linear warm-up")
     flip: bool | None = Field(None, description="random horizontal flips in stage two; none does as data.flip says")
     betas: tuple[Beta, Beta] = Field(
         (0.9, 0.999),
@@ -300,27 +305,29 @@ class TrainPrior(Part):
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
-    skip: int = Field(0, ge=0, description=SKIP)
+    skip: int = Field(0, ge=0, le=MANY, description=SKIP)
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="of generator and energies while learning; bf16 keeps parameters and latents in float32"
     )
-    label_iterations: int = Field(2000, ge=1, description="updates per label of prior.labels")
+    label_iterations: Updates = Field(2000, description="updates per label of prior.labels")
     label_lr: float = Field(1e-3, gt=0, description="Adam learning rate for them")
-    readjust_bn: int = Field(0, ge=0, description="re-estimate BatchNorm statistics on this many generated batches")
+    readjust_bn: int = Field(
+        0, ge=0, le=2**20, description="re-estimate BatchNorm statistics on this many generated batches"
+    )
     readjust_temperature: float = Field(1.0, gt=0, description="standard deviation of u in those batches")
-    log_every: int = Field(20, ge=1, description="updates between lines of metrics.jsonl")
-    sample_every: int = Field(500, ge=1, description="updates between sample grids")
-    save_every: int = Field(500, ge=1, description="updates between checkpoints")
+    log_every: Updates = Field(20, description="updates between lines of metrics.jsonl")
+    sample_every: Updates = Field(500, description="updates between sample grids")
+    save_every: Updates = Field(500, description="updates between checkpoints")
 
 
 class Evaluate(Part):
     """The prior-hole closure printed at the end of stage two."""
 
-    samples: int = Field(1000, ge=2, description="images per set")
+    samples: int = Field(1000, ge=2, le=2**24, description="images per set")
     pixels: Literal["mean", "sample"] = Field(
         "mean", description="what of p(x|z) is compared: its mean, or a draw, as in the published code"
     )
-    features: str | None = Field(None, description="TorchScript feature network; none uses the embedded one")
+    features: str | None = Field(None, description="feature network, a safetensors file; none uses the embedded one")
 
 
 class Recipe(Part):

@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING
 from hebmtool.recipe.mistakes import show
 
 if TYPE_CHECKING:
-    from hebmtool.recipe.schema import Recipe
+    from hebmtool.recipe.schema import Generator, Recipe
+
+WIDEST = 4096  # channels of a generator's widest map; a convolution of 3x3 between as many takes 0.6 GB
+
+
+def widths(generator: "Generator") -> None:
+    """Channels that double at each halving."""
+    times = generator.scales - 1 + generator.preprocess_blocks
+    for key in ("encoder_channels", "decoder_channels"):
+        if (width := getattr(generator, key)) * 2**times > WIDEST:
+            raise ValueError(
+                f"generator.{key} is {width}, which {times} halvings double to {width * 2**times:,}, but a map has "
+                f"at most {WIDEST:,} channels; set it to at most {WIDEST // 2**times}"
+            )
 
 
 def joint(recipe: "Recipe") -> None:

@@ -34,6 +34,7 @@ from tiny import DIGITS, FLOW, train_digits, train_flow_run
 from hebmtool import api, recipe
 from hebmtool.cli.main import app
 from hebmtool.judge import classifier
+from hebmtool.metrics import networks
 
 README = Path(__file__).parents[2] / "README.md"
 PROGRAMS = ("hebm", "find", "cp")
@@ -106,13 +107,6 @@ def test_there_are_examples_of_every_command():
 # The world they run in ------------------------------------------------------------------------------------------------
 
 
-class Pixels(torch.nn.Module):
-    """uint8 [N, 1, 8, 8] -> float [N, 8]."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().mean(dim=(1, 2))
-
-
 def write_recipes(root: Path) -> None:
     (root / "recipes").mkdir()
     for name, base, overrides in (
@@ -146,8 +140,8 @@ def world(cache, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("world")
     write_recipes(root)
     write_images(root)
-    for name in ("features.pt", "mnist_features.pt"):
-        torch.jit.script(Pixels()).save(str(root / name))
+    for name in ("features", "mnist_features"):
+        networks.save(networks.Residual(1, 2), root / f"{name}.safetensors")
     torch.save(publish(*make()), root / "checkpoint.pt")
     runs = root / "runs"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """Sources that a user brings (folders, arrays) or the package has (digits): splits, labels, and what is refused."""
 
+import os
 import pickle
 
 import numpy as np
@@ -300,7 +301,7 @@ def test_arrays_are_cropped_resized_and_converted_as_files_are(tmp_path):
         ),
         ({"x": np.zeros((5, 8, 8), np.uint8), "y": np.zeros(4, int)}, ["y of", "(4,)", "(5,)"]),
         ({"x": np.zeros((5, 8, 8), np.uint8), "y": np.zeros(5)}, ["float64", "integers"]),
-        ({"x": np.zeros((5, 8, 8), np.uint8), "y": np.arange(-1, 4)}, ["from -1 to 3", "at least 0"]),
+        ({"x": np.zeros((5, 8, 8), np.uint8), "y": np.arange(-1, 4)}, ["from -1 to 3", "from 0 to 65535"]),
         (
             {"x": np.zeros((5, 8, 8), np.uint8), "y": np.arange(5), "classes": np.array(["a", "b"])},
             ["from 0 to 4", "from 0 to 1"],
@@ -330,3 +331,17 @@ def test_array_files_that_are_none(tmp_path):
         with error(HebmError, tmp_path / "odd.npz", "cannot be read") as caught:
             load(str(tmp_path / "odd.npz"))
         assert "allow_pickle" not in str(caught.value)
+
+
+def test_labels_are_numbers_of_classes(tmp_path):
+    for label in (-1, 2**16, 10**9, 2**63 - 1):
+        np.savez(tmp_path / "a.npz", x=picture(4, 4, 3)[None].repeat(2, 0), y=np.array([0, label]))
+        with error(HebmError, "y of", label, "must be from 0 to 65535"):
+            d.load(Data(source="array", path=str(tmp_path / "a.npz")), "train")
+
+
+def test_an_archive_larger_than_memory_is_not_unpacked(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "zeros.npz", images=np.zeros((1000, 32, 32), np.uint8))
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000)
+    with error(HebmError, "zeros.npz", "GiB unpacked", "GiB of memory"):
+        d.load(Data(source="array", path=str(tmp_path / "zeros.npz")), "train")

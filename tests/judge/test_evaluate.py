@@ -81,9 +81,9 @@ def test_distances_are_those_training_ends_with(run):
 
 
 def test_closure_is_that_of_each_prior_alone(run, seeing):
-    found, settings = evaluate(run, CPU, features=seeing), run.recipe()
+    found, settings = evaluate(run, CPU, features=seeing, trust_features=True), run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
-    features = load_features(seeing, images.shape, CPU)
+    features = load_features(seeing, images.shape, CPU, trusted=True)
     for kind in ("ebm", "diffusion-ebm"):
         alone = closure(load_prior(run, kind, CPU), images, test, settings, features, N)
         assert values(found, "closure")[kind] == pytest.approx(alone.closure, rel=1e-5)
@@ -247,11 +247,13 @@ def test_neighbourhoods_take_as_many_reference_images_as_are_judged(run):
 
 
 def test_repeats_are_independent_draws(run, seeing):
-    single, several = (evaluate(run, CPU, "ebm", repeats=repeats, features=seeing) for repeats in (1, 3))
-    again = evaluate(run, CPU, "ebm", repeats=3, features=seeing)
+    single, several = (
+        evaluate(run, CPU, "ebm", repeats=repeats, features=seeing, trust_features=True) for repeats in (1, 3)
+    )
+    again = evaluate(run, CPU, "ebm", repeats=3, features=seeing, trust_features=True)
     settings = run.recipe()
     test = data.load(settings.data, "test")
-    features = load_features(seeing, test.shape, CPU)
+    features = load_features(seeing, test.shape, CPU, trusted=True)
     reference, prior = features(test.batch(range(len(test)))), load_prior(run, "ebm", CPU)
     fd = [
         distances.frechet_distance(features(prior_images(prior, N, draw_seed(settings, i))), reference)
@@ -465,7 +467,7 @@ def test_words_that_do_not_exist_are_told_beside_those_that_do(run):
 
 def test_colour_images_need_a_network():
     colour = data.Images(2, (3, 8, 8), lambda indices: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(HebmError, match="give a TorchScript one for these images, or name a mode of FID"):
+    with pytest.raises(HebmError, match="give one for these images, or name a mode of FID"):
         load_spaces(None, [], colour, "digest", 2, CPU)
 
 

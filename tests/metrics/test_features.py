@@ -27,34 +27,44 @@ def script(tmp_path):
 
 def test_features_from_torchscript(script, monkeypatch):
     monkeypatch.setattr(networks, "BATCH", 4)
-    features = load_features(script, (3, 8, 8), CPU)
+    features = load_features(script, (3, 8, 8), CPU, trusted=True)
     images = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
     found = features(images)
     assert features.name == "pooled.pt" and found.dtype == np.float64
     assert np.allclose(found, images.double().sum(1).mean((1, 2))[:, None].expand(-1, 2).numpy(), rtol=1e-5)
 
 
+def test_features_from_torch_export(tmp_path):
+    path, example = tmp_path / "pooled.pt2", torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    torch.export.save(torch.export.export(Pooled(), (example,), dynamic_shapes=({0: torch.export.Dim("n")},)), path)
+    images = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
+    found = load_features(str(path), (3, 8, 8), CPU, trusted=True)(images)
+    assert np.allclose(found, images.double().sum(1).mean((1, 2))[:, None].expand(-1, 2).numpy(), rtol=1e-5)
+
+
 def test_missing_features(tmp_path):
-    with pytest.raises(HebmError, match=r"no feature network at .*absent\.pt.*TorchScript"):
-        load_features(str(tmp_path / "absent.pt"), (1, 8, 8), CPU)
+    for name in ("absent.pt", "absent.safetensors"):
+        with pytest.raises(HebmError, match=r"no feature network at .*absent.*TorchScript"):
+            load_features(str(tmp_path / name), (1, 8, 8), CPU, trusted=True)
     with pytest.raises(HebmError, match="no feature network at"):
-        load_features(str(tmp_path), (1, 8, 8), CPU)
+        load_features(str(tmp_path), (1, 8, 8), CPU, trusted=True)
 
 
+@pytest.mark.parametrize("ending", ["pt", "pt2"])
 @pytest.mark.parametrize("content", ["text", "state dict", "empty"])
-def test_features_that_are_no_torchscript(tmp_path, content):
-    path = tmp_path / "other.pt"
+def test_features_that_are_no_torchscript(tmp_path, content, ending):
+    path = tmp_path / f"other.{ending}"
     if content == "state dict":
         torch.save(nn.Linear(2, 2).state_dict(), path)
     else:
         path.write_text("not a network" if content == "text" else "")
-    with pytest.raises(HebmError, match=r"other\.pt is not a TorchScript network"):
-        load_features(str(path), (1, 8, 8), CPU)
+    with pytest.raises(HebmError, match=r"other\.pt2? is not a TorchScript network"):
+        load_features(str(path), (1, 8, 8), CPU, trusted=True)
 
 
 def test_features_of_other_images(script):
     with pytest.raises(HebmError, match=r"pooled\.pt does not accept images of shape \[1, 8, 8\]"):
-        load_features(script, (1, 8, 8), CPU)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+        load_features(script, (1, 8, 8), CPU, trusted=True)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,9 @@ def test_features_of_other_images(script):
     [
         (lambda x: x.float(), r"gives shape \[4, 1, 8, 8\]"),
         (lambda x: torch.full((len(x), 2), torch.nan), "not finite"),
+        (lambda x: torch.zeros(len(x) + 1, 2), r"gives shape \[5, 2\] for 4 images"),
+        (lambda x: torch.zeros(()), "does not accept|gives shape"),
+        (lambda x: {}["key"], "does not accept"),
         (lambda x: (x, x), "does not accept"),
     ],
 )

@@ -31,7 +31,7 @@ def test_keys_are_found_by_name_and_by_description():
     assert [key.name for key in recipe.keys("LR_W")] == ["train_vae.lr_warmup", "train_prior.lr_warmup"]
     assert "train_vae.batch_size" in [key.name for key in recipe.keys("images per update")]
     [levels] = recipe.keys(r"prior\.levels")
-    assert levels.takes == "a whole number of at least 2"
+    assert levels.takes == "a whole number of at least 2 and at most 1024"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recipes: what loads, what is refused and how it is said."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -321,3 +322,41 @@ def test_a_single_mistaken_assignment_is_refused():
     changed = recipe.Recipe()
     with pytest.raises(ValueError, match="levels"):
         changed.prior.levels = 1
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "over a billion values once its aliases"),
+        ("data: &a {path: *a}", "values once its aliases"),
+        ("data: {exclude: [" + "x, " * 20_000 + "]}", "at most 20,000"),
+        ("# " + "x" * 2**20, "has 1,048,578 characters and a recipe at most 1,048,576"),
+        ("seed: " + "1" * 5000, "limit"),
+        ("seed: !!float []", "expected a scalar node"),
+        ("seed: !!timestamp x", "leave out tags"),
+        ("seed: !!python/name:os.system", "tag"),
+        ("seed: 1e400", "seed"),
+        ("generator: {latent_channels: 1025}", "at most 1024"),
+        ("generator: {decoder_channels: 1024, scales: 5}", "32,768.*at most 128"),
+        ("train_vae: {iterations: 1e300}", "at most 1000000000"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_by_its_limit(tmp_path, text, words):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"(?s)^{re.escape(str(path))}.*{words}") as caught:
+        recipe.load(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_file_that_is_no_recipe_is_not_read(tmp_path):
+    with open(tmp_path / "big.yaml", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(UsageError, match="has 8,589,934,592 bytes"):
+        recipe.load(tmp_path / "big.yaml")
