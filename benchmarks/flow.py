@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import PUBLISHED, done, same_settings, table
+from anomaly import PROTOCOLS, done, published, same_settings, table
 
 from hebmtool import api, data, recipe
 from hebmtool.compute import pick_device
@@ -152,10 +152,10 @@ def recovery(options: argparse.Namespace) -> None:
 
 
 def anomaly(options: argparse.Namespace) -> None:
-    rows = {name: {d: row.get(d) for d in options.digits} for name, row in PUBLISHED.items()}
     ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x | z)": {}}
     for digit in options.digits:
-        run = trained(options, f"mnist-flow-less-{digit}", *ANOMALY, f"data.exclude=[{digit}]")
+        keys = [*PROTOCOLS[options.protocol], *ANOMALY, f"data.exclude=[{digit}]"]
+        run = trained(options, f"mnist-flow-{options.protocol}-less-{digit}", *keys)
         model, settings = load_prior(run, KIND, options.device), run.recipe()
         test = data.load(settings.data, "test")
         which = range(min(options.scored or len(test), len(test)))
@@ -171,11 +171,9 @@ def anomaly(options: argparse.Namespace) -> None:
         for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
             ours[name][digit] = detection.figures_of_merit(scores[~positive], scores[positive])["auprc"]
         note(f"digit {digit}: {positive.sum()} of {len(positive)} images; {ours['log p(z, x)'][digit]:.3f}")
-    rows = {f"{name}, published": row for name, row in rows.items()} | {
-        f"flow, {name}": row for name, row in ours.items()
-    }
-    lines = [[name, *("" if v is None else f"{v:.3f}" for v in row.values())] for name, row in rows.items()]
-    table(["AUPRC, digit left out", *map(str, options.digits)], *lines)
+    rows = [[f"flow, {name}", *(f"{v:.3f}" for v in row.values())] for name, row in ours.items()]
+    head = [f"AUPRC, digit left out ({options.protocol})", *map(str, options.digits)]
+    table(head, *published(options.protocol, options.digits), *rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=256, help="judged by all but `anomaly`")
     parser.add_argument("--draws", type=int, default=8, help="of inpaint and recover, per image")
     parser.add_argument("--digits", type=int, nargs="+", default=[1, 4, 5, 7, 9], choices=range(10), metavar="D")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="pooled", help="of `anomaly`, as in anomaly.py")
     parser.add_argument("--scored", type=int, default=2000, help="test images scored by `anomaly`; 0 scores all")
     parser.add_argument("--steps", type=int, help="Langevin steps per image scored by `anomaly`; the recipe's without")
     options = parser.parse_args(arguments)

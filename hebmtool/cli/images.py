@@ -32,11 +32,11 @@ def ood_score(
         str | None,
         typer.Option(
             "--score",
-            help="energy; likelihood (the ELBO in nats, layers up to --layer drawn from the prior); or llr (Havtorn's "
-            "likelihood ratio, its sign turned so that high is in-distribution here too).  A flow run has one: "
-            "posterior, log p(z, x) at the inferred z.",
+            help="energy; likelihood (the ELBO in nats, layers up to --layer drawn from the prior); llr (Havtorn's "
+            "likelihood ratio, its sign turned so that high is in-distribution here too); or joint (log p(x, z) but "
+            "for a constant).  A flow run has one: posterior, log p(z, x) at the inferred z.",
             show_default="energy; with --auroc all three",
-            **options.one_of("--score", "energy", "likelihood", "llr", "posterior"),
+            **options.one_of("--score", "energy", "likelihood", "llr", "joint", "posterior"),
         ),
     ] = None,
     scheme: Annotated[

@@ -22,7 +22,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from hebmtool.generator.likelihood import Likelihood
+from hebmtool.generator.likelihood import Likelihood, log_normal
 from hebmtool.generator.whitening import Whitening
 
 
@@ -38,6 +38,11 @@ class TopDown:
     mu: list[Tensor] = field(default_factory=list)
     sigma: list[Tensor] = field(default_factory=list)
     h: list[Tensor] = field(default_factory=list)
+
+    def log_p_0(self) -> Tensor:
+        """log p_0(z), [N] nats, of the layers walked."""
+        maps = zip(self.z, self.mu, self.sigma, strict=True)
+        return sum(log_normal(z, mu, sigma).flatten(1).sum(1) for z, mu, sigma in maps)
 
 
 @dataclass

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from hebmtool import data, picture, rows
 from hebmtool.errors import UsageError
-from hebmtool.generator import Generator, TopDown, Tower
-from hebmtool.generator.likelihood import log_normal
+from hebmtool.generator import Generator, Tower
 from hebmtool.noise import derive_seed
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.energy import CALIBRATION_DRAWS
@@ -37,12 +36,6 @@ from hebmtool.run.header import contents
 from hebmtool.run.open import STATISTICS, load_generator
 from hebmtool.train.loop import Ema, Updates, load_training, log_changes, prefixed, save_training
 from hebmtool.train.prior import Ready, check_place, learning_rate, sample_grid, training_images
-
-
-def log_p_0(walk: TopDown) -> Tensor:
-    """log p_0(z) of a whole walk, [N] nats."""
-    maps = zip(walk.z, walk.mu, walk.sigma, strict=True)
-    return sum(log_normal(z, mu, sigma).flatten(1).sum(1) for z, mu, sigma in maps)
 
 
 @contextmanager
@@ -79,7 +72,7 @@ def joint_loss(generator: Generator, prior: Prior, x: Tensor) -> tuple[Tensor, d
         walk = generator.walk(u_minus)
         F, F_minus = prior.log_tilt(u_0, walk=posterior.walk), prior.log_tilt(u_minus, walk=walk)
     log_px, kl = generator.log_px(posterior.walk, x), posterior.kl.sum(1)
-    height = log_p_0(walk) + F_minus
+    height = walk.log_p_0() + F_minus
     # Of the height at the prior's draws only the gradient, that of log Z, belongs to the bound.
     loss = -(log_px - kl + F).mean() + (height - height.detach()).mean() + energy
     found = {"elbo": log_px - kl, "log_px": log_px, "kl": kl, "F_posterior": F, "F_prior": F_minus}

@@ -3,6 +3,7 @@
     energy       S_{>k}(x) = sum_{i>k} f_i(z_i, 0)          (and where latents are whitened, what that knows of layer i)
     likelihood   L^{>k}(x) = E[log p(x | z) - sum_{i>k} KL_i],      z_{>k} ~ q(. | x),  z_{<=k} ~ p(. | z_{>k})
     llr          L^{>k}(x) - L(x),                                  L = L^{>0}, the ELBO
+    joint        log p(x | z) + F(z) + log p_0(z),                  log p(x, z) but for log Z; of all layers, so k = 0
 
 The energy is read at u_0 ~ q(u | x) (scheme `inference`), or at that u_0 noised to a level and brought back by the
 conditional EBMs (scheme `diffusion`; "HEBM", https://arxiv.org/abs/2405.13910, Figure 3).  The ratio is the negative
@@ -32,7 +33,7 @@ from hebmtool.prior import Prior
 from hebmtool.recipe import Recipe
 from hebmtool.use.infer import Inference
 
-SCORES = ("energy", "likelihood", "llr")
+SCORES = ("energy", "likelihood", "llr", "joint")
 SCHEMES = ("inference", "diffusion")
 CALIBRATION = 256  # held-out images on which the cut is chosen, and as many draws of the model
 BATCH = 100  # images scored at a time
@@ -48,7 +49,7 @@ class Scorer:
     Arguments:
         prior: on its frozen generator; an energy score needs a trained one.
         recipe: the run's: its `data` part and likelihood say how the generator reads images.
-        score: "energy", "likelihood" (nats) or "llr" (nats).
+        score: "energy", "likelihood" (nats), "llr" (nats) or "joint" (nats).
         scheme: of the energy, "inference" or "diffusion"; the latter needs the diffusion-ebm prior.
         level: 1 .. T, the noise level of the diffusion scheme.
         draws: averaged per image.
@@ -94,8 +95,8 @@ class Scorer:
 
     @property
     def cuts(self) -> list[int]:
-        """The cuts k this score has: 0 .. L-1; the ratio at 0 is no ratio."""
-        return list(range(self.score == "llr", self.prior.generator.L))
+        """The cuts k this score has: 0 .. L-1; the ratio at 0 is no ratio, and log p(x, z) is of all layers."""
+        return [0] if self.score == "joint" else list(range(self.score == "llr", self.prior.generator.L))
 
     def check(self, cut: int) -> int:
         """`cut`, if there is such a one.  Raises UsageError naming those that exist."""
@@ -130,6 +131,8 @@ class Scorer:
             posterior = generator.posterior(x, noise())
             if self.score == "energy":
                 found = self._energy(generator.latents(posterior.walk), noise, cuts)
+            elif self.score == "joint":
+                found = self._joint(x, posterior)
             else:
                 found = self._bound(x, posterior, noise, cuts)
             total += found.double().cpu()
@@ -149,6 +152,13 @@ class Scorer:
         scale = self.prior.scale(torch.zeros(1, dtype=torch.long, device=u.device))
         f = scale * self.prior.log_ratio(u, layers=L - min(cuts))
         return torch.stack([f[:, : L - k].sum(1) for k in cuts], dim=1)
+
+    def _joint(self, x: Tensor, posterior: Posterior) -> Tensor:
+        """log p(x, z) up to a constant, a density in z, [N, 1] ("Learning Hierarchical Features with Joint Latent Space
+        Energy-Based Prior", Cui, Wu & Han 2023, https://arxiv.org/abs/2310.09604)."""
+        walk, generator = posterior.walk, self.prior.generator
+        F = self.prior.log_ratio(generator.latents(walk)).sum(1)
+        return (generator.log_px(walk, x) + walk.log_p_0() + F)[:, None]
 
     def _bound(self, x: Tensor, posterior: Posterior, noise: Noise, cuts: Sequence[int]) -> Tensor:
         """L^{>k}, and for the ratio less L."""
@@ -241,9 +251,9 @@ def calibration(images: data.Images) -> int:
 
 
 def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float] | None]:
-    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Without
-    an encoder there is only one, and nothing to choose it by."""
-    if not scorer.prior.generator.has_encoder:
+    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Where there is
+    only one, that."""
+    if len(scorer.cuts) == 1:
         return scorer.cuts[0], None
     first = calibration(test)
     if first < 2:

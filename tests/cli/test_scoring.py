@@ -115,14 +115,20 @@ def test_the_anomaly_benchmark_runs(tmp_path, capsys):
     anomaly = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(anomaly)
     arguments = ["--recipe", "digits", *options(DIGITS[1:]), "--digits", "3", "--runs", str(tmp_path), "--draws", "1"]
+    arguments += ["--limit", "400", "--set", "prior.kind=ebm", "--set", "train_prior.joint=true"]
     anomaly.main(arguments)
     out = capsys.readouterr().out
     rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", out, re.MULTILINE))
-    assert rows["VAE, published"] == ""
-    for name in ("energy", "energy, best cut", "likelihood", "llr", "llr, best cut"):
-        assert 0 < float(rows[name]) <= 1
-    run = Run(tmp_path / "anomaly-3")
-    assert 3 not in data.load(run.recipe().data, "train").labels
+    assert "pooled" in out and not any(name.startswith("VAE") for name in rows)
+    assert [rows[name] for name in rows if name.startswith("latent EBM prior, published (")] == [""]
+    for name in ("energy", "energy, best cut", "likelihood", "llr", "llr, best cut", "joint"):
+        assert float(rows["least possible"]) <= float(rows[name]) <= 1
+    run = Run(tmp_path / "anomaly-pooled-3-0")
+    whole = data.load(run.recipe().data, "test")
+    assert 3 not in data.load(run.recipe().data, "train").labels and (whole.labels == 3).sum() == 183
+    tested = anomaly.Tested.of(run, 3, 400)
+    assert f"{tested.base_rate:.3f}" == rows["base rate"]
+    assert tested.auprc(np.where(tested.positive, 1.0, 0.0)) == pytest.approx(tested.least, abs=0.02)
     before = {file: file.stat().st_mtime_ns for file in run.checkpoints()}
     anomaly.main(arguments)  # what is trained is not trained again
     assert before == {file: file.stat().st_mtime_ns for file in run.checkpoints()} and capsys.readouterr().out == out

@@ -16,7 +16,7 @@ from hebmtool.prior import Gaussian, make_prior
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_generator, load_prior
-from hebmtool.train.joint import joint_loss, log_p_0, train_joint
+from hebmtool.train.joint import joint_loss, train_joint
 
 JOINT = ["prior.kind=ebm", "train_prior.joint=true", "train_prior.generator_lr=1e-2"]
 
@@ -53,7 +53,7 @@ class Learned(Plane):
         z = mean + 0.5 * torch.randn(len(x), 2)
         walk = self.through(z=z)
         log_q = log_normal(z, mean, torch.full_like(mean, 0.5)).sum(1)
-        ratio = log_q - log_p_0(walk)
+        ratio = log_q - walk.log_p_0()
         kl = torch.stack([ratio, torch.zeros_like(ratio)], dim=1)
         return Posterior(walk, kl, kl)
 
@@ -75,7 +75,7 @@ def test_generator_encoder_and_energy_get_the_gradients_of_the_bound(reads, monk
 
     def log_density():
         walk = generator.through(z=z)
-        return log_p_0(walk) + prior.log_tilt(points, walk=walk)
+        return walk.log_p_0() + prior.log_tilt(points, walk=walk)
 
     volume = torch.cat(generator.through(z=z).sigma, 1).flatten(1).prod(1).detach() * area  # of z around each point
     log_Z = (log_density() + volume.log()).logsumexp(0)
@@ -153,6 +153,6 @@ def test_the_gaussian_prior_leaves_the_bound_as_it_is():
     generator = Learned()
     drawn = torch.randn(40_000, 2)
     walk = generator.walk(generator.T_inverse(generator.T(drawn).detach()))
-    for p in torch.autograd.grad(log_p_0(walk).mean(), [generator.a, generator.b]):
+    for p in torch.autograd.grad(walk.log_p_0().mean(), [generator.a, generator.b]):
         assert p.abs().item() < 0.03
     assert Gaussian(generator).log_tilt(drawn[:2]).abs().max() == 0
