@@ -148,6 +148,34 @@ class Gaussian(Likelihood, word="gaussian"):
         return (((mu + sigma * torch.randn_like(mu)).clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
 
+class FixedScale(Gaussian, word="fixed-gaussian"):
+    """N(2x - 1; mu, sigma^2), one sigma for all pixels: squared error, weighed.
+
+    Arguments:
+        sigma: standard deviation of pixels, which reach from -1 to 1.
+    """
+
+    def __init__(self, sigma: float, bits: int):
+        super().__init__(bits)
+        self.sigma = sigma
+
+    @classmethod
+    def from_recipe(cls, config: recipes.Generator, bits: int) -> "FixedScale":
+        return cls(config.sigma, bits)
+
+    def parameters(self, channels: int) -> int:
+        return channels
+
+    def pixels(self, logits: Tensor, x: Tensor) -> Tensor:
+        return log_normal(2 * x - 1, torch.tanh(logits), torch.full_like(logits, self.sigma)).sum(1)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        return (torch.tanh(logits) + 1) / 2
+
+    def sample(self, logits: Tensor) -> Tensor:
+        return ((torch.tanh(logits) + self.sigma * torch.randn_like(logits) + 1) / 2).clamp(0, 1)
+
+
 class Mixture(Likelihood, word="mixture"):
     """Mixture of M discretised logistics at y = 2x - 1, colours coupled (PixelCNN++, arXiv 1701.05517).
 

@@ -132,6 +132,9 @@ class Generator(Part):
     residual_posterior: bool = Field(True, description="posterior parameters relative to the prior's")
     flows: int = Field(0, ge=0, le=4, description="pairs of shift-only autoregressive cells per layer's posterior")
     likelihood: LIKELIHOODS.type = Field("mixture", description="p(x|z)")
+    sigma: float = Field(
+        0.3, gt=0, description="standard deviation of pixels, which reach from -1 to 1 (fixed-gaussian)"
+    )
     mixtures: Channels = Field(10, description="components of the mixture of discretised logistics")
 
     @field_validator("cells", mode="before")

@@ -62,5 +62,5 @@ def _load_plugins() -> None:
 KINDS = Words("gaussian", "ebm", "diffusion-ebm", "flow")
 CHAINS = Words("langevin", "unscaled", "preconditioned", "underdamped")
 OBJECTIVES = Words("recovery", "nce", "cnce", "score-matching")
-LIKELIHOODS = Words("bernoulli", "gaussian", "mixture")
+LIKELIHOODS = Words("bernoulli", "gaussian", "fixed-gaussian", "mixture")
 SOURCES = Words("digits", "folder", "array", "mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "lsun")

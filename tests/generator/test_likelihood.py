@@ -21,7 +21,7 @@ from hebmtool.generator.likelihood import (
 
 BITS = 5
 MAKE = {word: lambda of=of: of.from_recipe(recipe.Generator(mixtures=3), BITS) for word, of in LIKELIHOODS.items()}
-MAKE["fixed-gaussian"] = lambda: FixedGaussian(0.3)
+MAKE["of one layer"] = lambda: FixedGaussian(0.3)
 every = pytest.mark.parametrize("name", MAKE)
 either = pytest.mark.parametrize("colours", [1, 3])
 
