@@ -8,7 +8,8 @@
 
 priors    flow against N(0, I), the same network learned the same way: FD of samples, error of test reconstructions
 inpaint   the middle of test images: PSNR on hidden pixels, against the training images' mean; and what the training
-          images themselves know: the mean of the 20 whose visible pixels are nearest
+          images themselves know: the mean of the 20 whose visible pixels are nearest; and what the generator can do:
+          its best latent, found by looking at the hidden pixels (so too for `recover`)
 recover   training on images of which 50% and 70% of the pixels are missing: PSNR on them, against scikit-image's
           biharmonic inpainting of the same images (pip install scikit-image)
 anomaly   one digit left out of training: AUPRC of finding it by log p(z, x) at the inferred z, beside published rows
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from anomaly import PROTOCOLS, done, published, same_settings, table
 
-from hebmtool import api, data, recipe
+from hebmtool import api, data, picture, recipe
 from hebmtool.compute import pick_device
 from hebmtool.console import note
 from hebmtool.data import masks
@@ -49,6 +50,7 @@ ANOMALY = ["flow.latent=8", "evaluate.samples=200"]
 
 KIND = FlowPrior.kind
 NEIGHBOURS = 20
+ORACLE_STARTS, ORACLE_STEPS, ORACLE_LR = 4, 300, 0.1
 
 
 def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
@@ -100,6 +102,28 @@ def nearest(training: data.Images, images: torch.Tensor, hidden: torch.Tensor) -
     return torch.stack(found)
 
 
+def oracle(model: FlowPrior, settings: recipe.Recipe, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """What this generator can make of hidden pixels at best, uint8 as `images` [N, C, H, W]: it is shown them, and
+    climbs to the latent that makes them best, from ORACLE_STARTS draws of the prior.  No inference from visible pixels
+    does better; what is missing beyond it is the generator's."""
+    x = data.prepare(images, settings.data, model.g.likelihood.read_grey, train=False).to(model.g.device)
+    n, hidden = len(x), hidden.to(x.device)
+    torch.manual_seed(settings.seed)
+    with torch.no_grad():
+        z = model.from_base(torch.randn(ORACLE_STARTS * n, model.g.D, device=x.device))
+    x, hidden = x.repeat(ORACLE_STARTS, 1, 1, 1), hidden.repeat(ORACLE_STARTS, 1, 1, 1)
+    z.requires_grad_(True)
+    optimizer = torch.optim.Adam([z], lr=ORACLE_LR)
+    for step in range(ORACLE_STEPS):
+        optimizer.param_groups[0]["lr"] = ORACLE_LR * (1 - step / ORACLE_STEPS)
+        loss = -model.g.log_px(model.g.walk(z), x, hidden)
+        [z.grad] = torch.autograd.grad(loss.sum(), [z])
+        optimizer.step()
+    with torch.no_grad():
+        best = model.g.log_px(model.g.walk(z), x, hidden).view(ORACLE_STARTS, n).argmax(0)
+        return picture.to_uint8(model.g.images(z.view(ORACLE_STARTS, n, -1)[best, torch.arange(n)]))
+
+
 def inpainting(options: argparse.Namespace) -> None:
     run = trained(options, "mnist-flow-0")
     model, settings = load_prior(run, KIND, options.device), run.recipe()
@@ -111,13 +135,15 @@ def inpainting(options: argparse.Namespace) -> None:
         hidden = masks.parse(word, test.shape)(range(len(images)))
         completed = inpaint.inpaint(infer.Inference(model, settings), images, hidden, options.draws)
         each, of_mean = inpaint.hidden_errors(completed, images, hidden)
-        filled, near = (
+        best = oracle(model, settings, images, hidden)
+        filled, near, shown = (
             reconstruction.errors(fill, images, hidden)
-            for fill in (mean.expand_as(images), nearest(training, images, hidden))
+            for fill in (mean.expand_as(images), nearest(training, images, hidden), best)
         )
-        psnr = [errors.pooled() for errors in (filled, near, each, of_mean)]
-        rows.append([word, *(f"{value:.2f}" for value in psnr), f"{psnr[3] - psnr[0]:+.2f}"])
-    heads = ["hidden", "mean image", f"{NEIGHBOURS} nearest", "one completion", f"mean of {options.draws}", "gain, dB"]
+        psnr = [errors.pooled() for errors in (filled, near, shown, each, of_mean)]
+        rows.append([word, *(f"{value:.2f}" for value in psnr), f"{psnr[4] - psnr[0]:+.2f}"])
+    heads = ["hidden", "mean image", f"{NEIGHBOURS} nearest", "best latent"]
+    heads += ["one completion", f"mean of {options.draws}", "gain, dB"]
     table(heads, *rows)
     note(f"PSNR (dB) on hidden pixels, pooled over {options.images} test images; center:F hides F of either side")
 
@@ -145,9 +171,10 @@ def recovery(options: argparse.Namespace) -> None:
         ]
         smooth = torch.from_numpy(np.stack(smooth)).clamp(0, 1).mul(255).round().to(torch.uint8)[:, None]
         errors = reconstruction.errors(smooth, originals, hidden)
-        psnr = [found.pooled() for found in (errors, each, of_mean)]
-        rows.append([f"{share:.0%}", *(f"{value:.2f}" for value in psnr), f"{psnr[2] - psnr[0]:+.2f}"])
-    table(["missing", "biharmonic", "one draw", f"mean of {options.draws}", "gain, dB"], *rows)
+        best = reconstruction.errors(oracle(model, settings, originals, hidden), originals, hidden)
+        psnr = [found.pooled() for found in (errors, best, each, of_mean)]
+        rows.append([f"{share:.0%}", *(f"{value:.2f}" for value in psnr), f"{psnr[3] - psnr[0]:+.2f}"])
+    table(["missing", "biharmonic", "best latent", "one draw", f"mean of {options.draws}", "gain, dB"], *rows)
     note(f"PSNR (dB) on missing pixels, pooled over the first {len(which)} training images")
 
 

@@ -48,6 +48,18 @@ def first_draw(images, generator, seed=0):
 # Scores against brute force
 
 
+def test_joint_is_log_p_of_image_and_latents(tower):
+    prior, settings = make(tower, "ebm")
+    images = grey(4)
+    scorer = Scorer(prior, settings, "joint", draws=1)
+    x, noise = first_draw(images, tower)
+    walk = tower.posterior(x, noise()).walk
+    expected = tower.log_px(walk, x) + prior.energies(tower.latents(walk)).sum(1)
+    for z, mu, sigma in zip(walk.z, walk.mu, walk.sigma, strict=True):
+        expected = expected + Normal(mu, sigma).log_prob(z).sum((1, 2, 3))
+    assert scorer.cuts == [0] and torch.allclose(scorer(images)[:, 0], expected.double(), atol=1e-4)
+
+
 def test_energy_adds_the_layers_above_the_cut(tower):
     prior, settings = make(tower)
     images = grey(4)
