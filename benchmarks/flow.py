@@ -56,7 +56,7 @@ ORACLE_STARTS, ORACLE_STEPS, ORACLE_LR = 4, 300, 0.1
 def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
     """The run of these settings, trained as far as it is not yet."""
     features = [] if options.features is None else [f"evaluate.features={options.features}"]
-    settings = recipe.load(options.recipe, [*options.set, *features, *keys, f"name={name}"])
+    settings = recipe.load(options.recipe, [*keys, *options.set, *features, f"name={name}"])
     run = Run(options.runs / name)
     finished = done(run.prior_path(KIND), settings.train_prior.iterations)
     if finished:

@@ -1,6 +1,8 @@
 """Flow runs, whose latent has one layer, on the command line: what serves them, and what has no meaning there."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from PIL import Image
 from said import one_sentence
 from tiny import FLOW, options
 
-from hebmtool import data, recipe
+from hebmtool import data, picture, recipe
+from hebmtool.data import masks
+from hebmtool.prior import FlowPrior
+from hebmtool.use.reconstruct import errors
 
 TRAIN = ["train-prior", "digits-flow", *options(FLOW)]
 
@@ -107,3 +112,19 @@ def test_features_that_do_not_fit_are_known_before_training(hebm, tmp_path):
     status, _, err = hebm(*TRAIN, "--runs", tmp_path / "runs", *features)
     assert status == 1 and "features.pt" in one_sentence(err)
     assert not list((tmp_path / "runs" / "flow").glob("*.safetensors"))
+
+
+def test_the_oracle_of_the_flow_benchmark_finds_an_image_its_generator_made(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "benchmarks")
+    benchmark = importlib.import_module("flow")
+    torch.manual_seed(0)
+    settings = recipe.load("digits-flow", [*FLOW, "flow.sigma=0.1"])
+    model = FlowPrior.from_recipe(settings, (1, 8, 8)).eval().requires_grad_(False)
+    model.g.constant.data.normal_(std=2.0)
+    model.g.project.weight.data.normal_()
+    hidden = masks.parse("center:0.5", (1, 8, 8))(range(4))
+    made = picture.to_uint8(model.g.images(model.from_base(torch.randn(4, model.g.D))))
+    found = benchmark.oracle(model, settings, made, hidden)
+    assert errors(found, made, hidden).pooled() > 25
+    other = torch.randint(0, 256, made.shape, dtype=torch.uint8)  # what it cannot draw
+    assert errors(benchmark.oracle(model, settings, other, hidden), other, hidden).pooled() < 20
