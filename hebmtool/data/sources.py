@@ -116,9 +116,9 @@ def _pooled(data: recipe.Data, split: Split) -> Images:
         )
     if split == "train":
         return images.subset(normal[held:][: data.limit])
-    tests = out.clone()
-    tests[normal[:held]] = True
-    return images.subset(order[tests[order]])
+    tests = torch.cat([normal[:held], order[out[order]]])
+    # In one order for both kinds, so that the first few are a fair share of the whole.
+    return images.subset(tests[torch.from_numpy(permutation(len(tests), 0, 1).copy())])
 
 
 def _of_classes(images: Images, classes: list[str], where: str) -> Tensor:
