@@ -12,9 +12,14 @@ from hebmtool.metrics.figures import by_judged
 from hebmtool.run.folder import Run
 
 
-def opened(run: Run | str | Path | None, runs: str | Path) -> Run:
-    """A run itself, of that name in the folder `runs`, or in that folder; the newest one when None."""
-    return run if isinstance(run, Run) else Run.open(run, runs)
+def opened(run: Run | str | Path | None, runs: str | Path, data_path: str | Path | None = None) -> Run:
+    """A run itself, of that name in the folder `runs`, or in that folder; the newest one when None.  Its images are
+    where its recipe says, or at `data_path`."""
+    found = run if isinstance(run, Run) else Run.open(run, runs)
+    if data_path is not None:
+        found = Run(found.path)
+        found.data_path = str(data_path)
+    return found
 
 
 class Tabled:
@@ -139,13 +144,14 @@ def evaluate(
     command: str | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
+    data_path: str | Path | None = None,
     **settings: object,
 ) -> Evaluated:
     """Judge a run's priors side by side: distances to held-out images, precision and recall, closure, speed; each with
     a standard error.  The figures are kept in the run, for `compare`.
 
     Arguments:
-        run, runs, device: as `load`'s.
+        run, runs, device, data_path: as `load`'s.
         prior: only this kind; every trained one when None.
         steps: Langevin steps per level; each prior's own when None.
         samples, features: images per set, and a feature network's file; the recipe's when None.
@@ -172,7 +178,7 @@ def evaluate(
     from hebmtool.judge.evaluate import evaluate as judge
 
     found = judge(
-        opened(run, runs),
+        opened(run, runs, data_path),
         pick_device(device),
         prior,
         steps,
@@ -215,11 +221,12 @@ def report(
     *,
     runs: str | Path = "runs",
     device: str = "auto",
+    data_path: str | Path | None = None,
 ) -> Page:
     """A run on one self-contained HTML page, which loads nothing.
 
     Arguments:
-        run, runs, device: as `load`'s.
+        run, runs, device, data_path: as `load`'s.
         seed: of what is drawn; images are those of `Model.sample`.
         batch_size: images drawn at a time.
 
@@ -229,4 +236,4 @@ def report(
     from hebmtool.compute import pick_device
     from hebmtool.report.sections import report as describe
 
-    return Page(describe(opened(run, runs), pick_device(device), seed, batch_size))
+    return Page(describe(opened(run, runs, data_path), pick_device(device), seed, batch_size))

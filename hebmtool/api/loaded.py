@@ -11,6 +11,7 @@ from hebmtool.errors import UsageError
 from hebmtool.generator import Generator
 from hebmtool.judge.sources import drawn_by, given
 from hebmtool.prior import Prior, Steps
+from hebmtool.run.again import trained_with
 from hebmtool.run.folder import Run
 
 
@@ -24,8 +25,9 @@ class Loaded:
     """
 
     def __init__(self, run: Run, prior_in: Callable[[str], Prior], precision: str = "float32"):
-        self.run, self.recipe, self.precision = run, run.recipe(), precision
+        self.run, self.precision = run, precision
         self._prior_in, self.prior = prior_in, prior_in(precision)
+        self.recipe = trained_with(run, run.prior_path(self.prior.kind))
 
     @property
     def generator(self) -> Generator:

@@ -37,6 +37,7 @@ def load(
     precision: str = "float32",
     readjust_bn: int = 0,
     readjust_temperature: float = 1.0,
+    data_path: str | Path | None = None,
 ) -> "Model":
     """Load a run's prior on its generator, both frozen.
 
@@ -49,6 +50,7 @@ def load(
         readjust_bn: first re-estimate the generator's BatchNorm statistics on this many generated batches; 0 keeps
             those it was trained with.
         readjust_temperature: standard deviation of u in those batches.
+        data_path: where the run's images are now, in place of its recipe's `data.path`.
 
     Raises:
         UsageError: a word that does not exist.
@@ -59,7 +61,7 @@ def load(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is '{precision}'; choose one of {', '.join(PRECISIONS)}")
-    where, found = pick_device(device), judging.opened(run, runs)
+    where, found = pick_device(device), judging.opened(run, runs, data_path)
     if not found.one_stage:
         found.require_generator()
     kind = prior or found.priors()[-1]

@@ -4,12 +4,14 @@ A mistake in a recipe is told before torch is imported, which takes seconds.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.recipe import Recipe
+from hebmtool.recipe import NAME, Recipe
+from hebmtool.run import again as again_in
 from hebmtool.run.folder import Run
 
 Overrides = Sequence[str] | Mapping[str, object]
@@ -28,24 +30,56 @@ def read_recipe(recipe: Recipe | Mapping | str | Path, overrides: Overrides = ()
     return recipes.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe, overrides)
 
 
+def meant(
+    recipe: Recipe | Mapping | str | Path | Run,
+    overrides: Overrides,
+    runs: str | Path,
+    again: bool = False,
+    data_path: str | Path | None = None,
+) -> tuple[Recipe, Run]:
+    """The recipe, and the run to train in: of a run that is named, what it was trained with, with overrides.
+
+    Arguments:
+        again: of a run, go on with the prior of the kind asked for, or its labels: with what that was trained with.
+        data_path: where the images are, in place of `data.path`.
+    """
+    run = again_in.named(recipe, runs)
+    source = recipe if run is None else run.recipe()
+    if run is not None:
+        if again:
+            source = again_in.trained_with(run, run.prior_train_path(read_recipe(source, overrides).prior.kind))
+        if re.fullmatch(NAME, run.name):
+            source = source.model_copy(update={"name": run.name})  # it may have been renamed, or copied
+    settings = read_recipe(source, overrides)
+    if data_path is not None:
+        settings = read_recipe(settings, {"data.path": str(data_path)})
+    settings = recipes.located(settings)
+    if run is None or settings.name != source.name:
+        run = Run(Path(runs if run is None else run.path.parent) / settings.name)
+    return settings, run
+
+
 def train_vae(
-    recipe: Recipe | Mapping | str | Path,
+    recipe: Recipe | Mapping | str | Path | Run,
     overrides: Overrides = (),
     *,
     runs: str | Path = "runs",
     device: str = "auto",
     resume: bool = False,
     rewind: bool = False,
+    data_path: str | Path | None = None,
 ) -> Run:
     """Stage one: train the multi-layer generator and its encoder.
 
     Arguments:
-        recipe: the name of a built-in one, a YAML file, a nested mapping or a `Recipe`.
+        recipe: the name of a built-in one, a YAML file, a nested mapping or a `Recipe`; or a run, by its folder, by its
+            name where no built-in recipe has it, or itself: what it was trained with.
         overrides: keys that take other values, as {"train_vae.iterations": 500}.
         runs: the folder of runs, in which the recipe's `name` is the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         resume: go on from the run's last checkpoint.
         rewind: go on from the checkpoint before that, from which training went on without trouble.
+        data_path: where the images are, in place of the recipe's `data.path`.
 
     Returns the run.  SIGINT, SIGTERM and SIGHUP save and stop after the current update.
 
@@ -54,7 +88,7 @@ def train_vae(
         HebmError: the run is there already, or is not and is to be resumed; unusable data, a loss that is no longer
             finite, a failed save, or stopped by a signal.
     """
-    settings = read_recipe(recipe, overrides)
+    settings, at = meant(recipe, overrides, runs, data_path=data_path)
     if settings.one_stage:
         kind = settings.prior.kind
         raise UsageError(f"prior.kind {kind} learns its generator together with the prior; use `hebm train-prior`")
@@ -62,20 +96,22 @@ def train_vae(
     from hebmtool.train.vae import train_vae as train
 
     where, resume = pick_device(device), resume or rewind
-    with Run.create(runs, settings, resume) as run:
+    with Run.create(runs, settings, resume, at) as run:
         train(settings, run, where, resume, rewind)
+        again_in.remark(run)
     return run
 
 
 # A little more than a screen, for it says of each argument what it is.
 def train_prior(
-    recipe: Recipe | Mapping | str | Path,
+    recipe: Recipe | Mapping | str | Path | Run,
     overrides: Overrides = (),
     *,
     runs: str | Path = "runs",
     device: str = "auto",
     resume: bool = False,
     rewind: bool = False,
+    data_path: str | Path | None = None,
     finetune: bool = False,
     trust_features: bool = False,
     readjust_bn: int = 0,
@@ -87,7 +123,7 @@ def train_prior(
     the recipe's generator and encoder, from where stage one left them; its checkpoint has them as they then are.
 
     Arguments:
-        recipe, overrides, runs, device, resume, rewind: as `train_vae`'s; finetuning rewinds the labels.
+        recipe, overrides, runs, device, resume, rewind, data_path: as `train_vae`'s; finetuning rewinds the labels.
         finetune: only couple the labels of `prior.labels` to the prior that is there.
         trust_features: open the feature network that an override of evaluate.features names even where it runs code
             (TorchScript, .pt2).
@@ -103,7 +139,7 @@ def train_prior(
         UsageError: a mistake in the recipe, labels that are not named; no such device.
         HebmError: no generator; as `train_vae`.
     """
-    settings = read_recipe(recipe, overrides)
+    settings, at = meant(recipe, overrides, runs, resume or rewind or finetune, data_path)
     if trust_features and "evaluate.features" not in (text.partition("=")[0].strip() for text in overrides):
         raise UsageError("trust_features is for what an override of evaluate.features names, never for a recipe's own")
     if finetune and not settings.prior.labels:
@@ -111,20 +147,19 @@ def train_prior(
     if readjust_bn and not settings.train_prior.readjust_bn:
         own = {"readjust_bn": readjust_bn, "readjust_temperature": readjust_temperature}
         settings = read_recipe(settings, {f"train_prior.{key}": value for key, value in own.items()})
-    runs = Path(runs)
-    if not settings.one_stage and not (runs / settings.name).is_dir():
+    if not settings.one_stage and not at.path.is_dir():
         word = recipe if isinstance(recipe, str | Path) else settings.name
-        raise HebmError(f"there is no generator in {runs / settings.name}; train it first with `hebm train-vae {word}`")
+        raise HebmError(f"there is no generator in {at.path}; train it first with `hebm train-vae {word}`")
     from hebmtool.compute import pick_device
     from hebmtool.judge.trained import Judge
 
     where, resume = pick_device(device), resume or rewind
     judge = Judge(settings, where, trusted=trust_features)
     if settings.one_stage:
-        return _one_stage(settings, runs, judge, resume, rewind)
+        return _one_stage(settings, at, judge, resume, rewind)
     from hebmtool.train.labels import train_labels
 
-    with Run.open(runs / settings.name, runs).lock() as run:
+    with Run.open(at.path, at.path.parent).lock() as run:
         run.require_generator()
         closure = None
         if finetune:
@@ -132,6 +167,7 @@ def train_prior(
         else:
             closure = judge.closure(_trainer(settings)(settings, run, where, resume, judge.ready, rewind), run)
         labels = train_labels(settings, run, where, resume, again=finetune, rewind=rewind and finetune)
+        again_in.remark(run)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     return found | ({"labels": labels} if labels else {})
 
@@ -147,12 +183,12 @@ def _trainer(settings: Recipe):
     return train_prior
 
 
-def _one_stage(settings: Recipe, runs: Path, judge, resume: bool, rewind: bool) -> dict:
+def _one_stage(settings: Recipe, at: Run, judge, resume: bool, rewind: bool) -> dict:
     from hebmtool.train.flow import train_flow
 
     if settings.train_prior.readjust_bn:
         raise UsageError("train_prior.readjust_bn is for BatchNorms, and a flow model has none; leave it out")
-    with Run.create(runs, settings, resume) as run:
+    with Run.create(at.path.parent, settings, resume, at) as run:
         prior = train_flow(settings, run, judge.device, resume, judge.ready, rewind)
         return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}
 

@@ -183,6 +183,7 @@ def controllable(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     noise: options.Noise = "torch",
+    data_path: options.DataPath = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Draw images under conditions on labels, and say how many came out as asked.
@@ -205,7 +206,7 @@ def controllable(
     sink = outputs.picture(out, force, "controllable", stdout=True)
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
-    model = options.load(run, runs, prior, device, fast)
+    model = options.load(run, runs, prior, device, fast, data_path=data_path)
     found = model.controllable(
         value, attribute, n, seed, weight=weight, across_layers=across_layers, judged=judged, **how
     )

@@ -70,6 +70,7 @@ def ood_score(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Score how in-distribution images are to a run: high = in-distribution.
@@ -94,7 +95,7 @@ def ood_score(
         if given and not auroc:
             raise UsageError(f"{option} belongs to --auroc; add that, or drop {option}")
     sink = outputs.picture(out, force, "ood-score")
-    model, unread = options.load(run, runs, prior, device), Unread()
+    model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     how = {"layer": layer, "score": score, "scheme": scheme, "level": level, "draws": draws, "seed": seed}
     if auroc:
         found = model.auroc(ood or None, n, failed=unread, **how)
@@ -151,6 +152,7 @@ def reconstruct(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Infer the latents of images and decode them: how much of an image does the model keep?
 
@@ -165,7 +167,7 @@ def reconstruct(
     """
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
-    model, unread = options.load(run, runs, prior, device), Unread()
+    model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     given = named(paths)
     found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 16 else n}
@@ -224,6 +226,7 @@ def inpaint(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Complete images whose pixels are partly hidden, several times each; visible pixels stay exactly as they are.
 
@@ -239,7 +242,7 @@ def inpaint(
     """
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
-    model, unread = options.load(run, runs, prior, device), Unread()
+    model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     given = named(paths)
     found = model.inpaint(given, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 8 else n}
@@ -295,6 +298,7 @@ def flow_match(
     as_json: options.Json = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Short-run inference seen as a flow: do latents inferred from images have the law of the flow prior?
 
@@ -306,7 +310,7 @@ def flow_match(
         hebm flow-match mnist-flow
     """
     sink = outputs.picture(out, force, "flow-match")
-    model = options.load(run, runs, None, device)
+    model = options.load(run, runs, None, device, data_path=data_path)
     found = model.flow_match(n, steps)
     name = outputs.name("flow-match", "", steps=found.steps, n=None if n == 256 else n)
     path = model.run.samples_dir / name if sink is None else sink.path

@@ -22,6 +22,7 @@ def encode(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Take the latents out of images: the posterior's mean, or where a chain of so many steps ends.
 
@@ -33,7 +34,7 @@ def encode(
         hebm encode imgs/ --out latents.npz --fit
     """
     path = outputs.file(out, force, "encode writes latents", ".npz")
-    model, unread = options.load(run, runs, prior, device), Unread()
+    model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     found = model.encode(named(paths), n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     found.save(path)
     for name in found.names:
@@ -84,6 +85,7 @@ def interpolate(
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Go from each image to the next over the latents: on the great circle in u, and along the prior.
 
@@ -96,7 +98,7 @@ def interpolate(
         hebm interpolate a.png another.png --points 9
     """
     sink = outputs.images(out, force)
-    model, unread = options.load(run, runs, prior, device), Unread()
+    model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     found = model.interpolate(named(paths), points, steps=steps, seed=seed, fit=fit, failed=unread)
     if sink.one_picture:
         sink.write_picture(found.png())

@@ -80,6 +80,7 @@ def evaluate(
     as_markdown: options.Markdown = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Judge a run's priors side by side: distances to held-out images, precision and recall, closure, speed.
 
@@ -104,7 +105,7 @@ def evaluate(
     if fast and parts:
         raise UsageError("--fast draws otherwise than --likelihood and --diagnose judge; leave out either")
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
-    opened = options.opened(run, runs, prior)
+    opened = options.opened(run, runs, prior, data_path=data_path)
     from hebmtool import api
 
     found = api.evaluate(
@@ -162,6 +163,7 @@ def report(
     force: options.Force = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Show a run on one self-contained HTML page, to read or to send.
 
@@ -174,7 +176,7 @@ def report(
         hebm report mnist --out mnist.html
     """
     path = outputs.page(out, force)
-    opened = options.opened(run, runs)
+    opened = options.opened(run, runs, data_path=data_path)
     from hebmtool import api
 
     path = path or opened.path / "report.html"
@@ -213,6 +215,7 @@ def diagnose(
     as_json: options.Json = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    data_path: options.DataPath = None,
 ) -> None:
     """Find where a prior falls short: likelihood bounds, two-sample tests by layer and level, what its chains do.
 
@@ -228,7 +231,7 @@ def diagnose(
     if sink is not None and only and "chains" not in only:
         raise UsageError("--out draws the chains, and --only leaves them away; add --only chains")
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
-    opened = options.opened(run, runs, prior)
+    opened = options.opened(run, runs, prior, data_path=data_path)
     from hebmtool import api
 
     model = api.load(opened, prior, device=device)

@@ -94,11 +94,12 @@ def drawing(temperature: float, steps: int | None, fast: bool, batch_size: int) 
 # Opening a run --------------------------------------------------------------------------------------------------------
 
 
-def opened(name: str | None, runs: Path, prior: str | None = None):
+def opened(name: str | None, runs: Path, prior: str | None = None, data_path: str | None = None):
     """The run of this name, which has a prior of this kind: known before torch is imported."""
     from hebmtool.run.folder import Run
 
     run = Run.open(name, runs)
+    run.data_path = data_path
     if prior is not None:
         run.require_prior(prior)
     if name is None:
@@ -107,9 +108,17 @@ def opened(name: str | None, runs: Path, prior: str | None = None):
     return run
 
 
-def load(name: str | None, runs: Path, prior: str | None, device: str, fast: bool = False, **readjust: float):
+def load(
+    name: str | None,
+    runs: Path,
+    prior: str | None,
+    device: str,
+    fast: bool = False,
+    data_path: str | None = None,
+    **readjust: float,
+):
     """Its model."""
-    run = opened(name, runs, prior)
+    run = opened(name, runs, prior, data_path)
     from hebmtool import api
 
     return api.load(run, prior, device=device, precision="bf16" if fast else "float32", **readjust)
@@ -145,7 +154,7 @@ Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A YAML file, or the name of a built-in recipe (see `hebm recipes`).",
+        help="A YAML file, the name of a built-in recipe (see `hebm recipes`), or a run: what it was trained with.",
         autocompletion=recipe_names,
     ),
 ]
@@ -183,6 +192,15 @@ Run = Annotated[
 Runs = Annotated[
     Path,
     typer.Option("--runs", envvar="HEBM_RUNS", help="Folder that holds the runs.", rich_help_panel=WHERE),
+]
+DataPath = Annotated[
+    str | None,
+    typer.Option(
+        "--data-path",
+        help="Where the images are now: a folder or file in place of the recipe's data.path.",
+        show_default="the recipe's",
+        rich_help_panel=WHERE,
+    ),
 ]
 Device = Annotated[
     str,

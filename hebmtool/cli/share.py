@@ -64,4 +64,4 @@ def pull(address: Annotated[str, ADDRESS]) -> None:
 
     folder = hub.pull(address)
     print(folder)
-    note(f"use it with --run {folder}, or --run {hub.SCHEME}{address.removeprefix(hub.SCHEME)}")
+    note(f"draw from it by `hebm sample --run {hub.SCHEME}{address.removeprefix(hub.SCHEME)}`")

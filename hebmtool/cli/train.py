@@ -17,6 +17,7 @@ def train_vae(
     device: options.Device = "auto",
     resume: options.Resume = False,
     rewind: options.Rewind = False,
+    data_path: options.DataPath = None,
 ) -> None:
     """Stage one: train the multi-layer generator and its encoder.
 
@@ -29,7 +30,8 @@ def train_vae(
     """
     from hebmtool import api
 
-    print(api.train_vae(recipe, overrides or [], runs=runs, device=device, resume=resume, rewind=rewind).path)
+    how = {"runs": runs, "device": device, "resume": resume, "rewind": rewind, "data_path": data_path}
+    print(api.train_vae(recipe, overrides or [], **how).path)
 
 
 def train_prior(
@@ -45,6 +47,7 @@ def train_prior(
     trust_features: options.TrustFeatures = False,
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
+    data_path: options.DataPath = None,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.
 
@@ -61,6 +64,7 @@ def train_prior(
         hebm train-prior mnist-flow
         hebm train-prior recipes/mnist.yaml --set prior.kind=ebm
         hebm train-prior mnist --finetune --set prior.labels=class
+        hebm train-prior runs/mnist --resume
     """
     from hebmtool import api
 
@@ -73,6 +77,7 @@ def train_prior(
         rewind=rewind,
         finetune=finetune,
         trust_features=trust_features,
+        data_path=data_path,
         readjust_bn=options.READJUST_BATCHES if readjust_bn else 0,
         readjust_temperature=readjust_temperature,
     )

@@ -23,6 +23,7 @@ from hebmtool.data.images import Images, Split, permutation, together
 from hebmtool.data.splits import chosen_positions, marks_of_names, marks_of_pixels, split_folders
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import words
+from hebmtool.recipe.places import ROOT
 
 LSUN_CATEGORIES = (
     *("bedroom", "bridge", "church_outdoor", "classroom", "conference_room"),
@@ -178,7 +179,7 @@ def _digits(data: recipe.Data, split: Split) -> Images:
 def _path(data: recipe.Data, what: str) -> Path:
     if not data.path:
         raise UsageError(f"data.source {data.source} needs data.path, {what}; set it")
-    return Path(data.path).expanduser()
+    return recipe.expanded(data.path)
 
 
 @source("folder")
@@ -241,7 +242,7 @@ def _array(data: recipe.Data, split: Split) -> Images:
 
 
 def _root(data: recipe.Data) -> Path:
-    return Path(data.path or "data").expanduser()
+    return recipe.expanded(data.path or ROOT)
 
 
 def _from_torchvision(data: recipe.Data, **which: Any) -> Any:

@@ -16,12 +16,13 @@ from hebmtool import data, files
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.metrics.features import Features
+from hebmtool.recipe import expanded
 
 
 def folder() -> Path:
     """Where entries are."""
     if os.environ.get("HEBM_CACHE"):
-        return Path(os.environ["HEBM_CACHE"]).expanduser()
+        return expanded(os.environ["HEBM_CACHE"])
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The standard has relative paths ignored.
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "hebmtool"

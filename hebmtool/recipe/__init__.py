@@ -8,7 +8,9 @@ alone.  Nothing here imports torch.
 from hebmtool.recipe.cells import CELL_ROLES
 from hebmtool.recipe.keys import Key, keys, schema
 from hebmtool.recipe.load import dump, from_dict, load, load_written, named, names, text, written
+from hebmtool.recipe.places import expanded, located
 from hebmtool.recipe.schema import (
+    NAME,
     Data,
     Energy,
     Evaluate,
@@ -22,6 +24,7 @@ from hebmtool.recipe.schema import (
 
 __all__ = [
     "CELL_ROLES",
+    "NAME",
     "Data",
     "Energy",
     "Evaluate",
@@ -33,10 +36,12 @@ __all__ = [
     "TrainPrior",
     "TrainVae",
     "dump",
+    "expanded",
     "from_dict",
     "keys",
     "load",
     "load_written",
+    "located",
     "named",
     "names",
     "schema",

@@ -22,6 +22,9 @@ from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCE
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
 
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+
+
 class Data(Part):
     """Which images, and what is done to them before the generator sees them."""
 
@@ -338,7 +341,7 @@ class Recipe(Part):
 
     name: str = Field(
         "run",
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        pattern=f"^{NAME}$",
         description="names the run folder: letters, digits, '.', '_' and '-', beginning with none of '.' and '-'",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of every random draw")

@@ -37,7 +37,7 @@ def samples(subject: Subject) -> Section:
         _reconstructions(section, subject)
     section.notes += subject.unusable
     if "step" not in subject.found["priors"][-1]:
-        train = subject.command("train-prior", str(subject.run.recipe_path))
+        train = subject.command("train-prior", str(subject.run.path))
         section.notes.append(Markup("Only the Gaussian prior is there; train another with {}.").format(train))
     return section
 

@@ -34,18 +34,19 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.name = self.path.resolve().name
+        self.data_path: str | None = None  # where the images are now, if not where the recipe says
         self._lock: FileLock | None = None
         self._figures_lock = FileLock(self.path / ".figures.lock")
 
     @classmethod
-    def create(cls, root: str | Path, recipe: Recipe, resume: bool = False) -> Self:
-        """The locked run `root/recipe.name`: new with its recipe written, or with `resume` the one that is there.
+    def create(cls, root: str | Path, recipe: Recipe, resume: bool = False, at: Self | None = None) -> Self:
+        """The locked run `root/recipe.name`, or `at`: new, its recipe written, or with `resume` the one that is there.
 
         On resuming, recipe.yaml is left as it is: compare with `check_same`, then `write_recipe`.
         Raises `HebmError` when a run with checkpoints is there and `resume` is false, when none is and it is true, when
         the folder cannot be made, or when another process holds the lock.
         """
-        run = cls(Path(root) / recipe.name)
+        run = at or cls(Path(root) / recipe.name)
         if resume and not run.checkpoints():
             raise HebmError(f"there is no checkpoint to resume in {run.path}; start a new run instead")
         run.lock()
@@ -278,10 +279,14 @@ class Run:
         """The recipe in recipe.yaml.  Raises `HebmError` when it is missing or wrong."""
         if not self.recipe_path.is_file():
             raise HebmError(f"the run {self.path} has no recipe.yaml; put back the recipe it was trained with")
-        return load_written(self.recipe_path)
+        found = load_written(self.recipe_path)
+        if self.data_path is not None:
+            found.data = found.data.model_copy(update={"path": self.data_path})
+        return found
 
-    def write_recipe(self, recipe: Recipe) -> None:
-        files.write_text(self.recipe_path, dump(recipe))
+    def write_recipe(self, recipe: Recipe, remarks: str = "") -> None:
+        """Write recipe.yaml, with remarks, which are comments, below."""
+        files.write_text(self.recipe_path, dump(recipe) + remarks)
 
     # Records
 
@@ -349,7 +354,7 @@ class Run:
             records.with_figure(self.figures_path, words, records.plain(value), of)
 
     def _recipe_word(self) -> str:
-        return str(self.recipe_path) if self.recipe_path.is_file() else "RECIPE"
+        return str(self.path) if self.recipe_path.is_file() else "RECIPE"
 
 
 def _in_a_file_name(label: str) -> str:

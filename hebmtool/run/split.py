@@ -15,7 +15,7 @@ import numpy as np
 
 from hebmtool import data, files, recipe
 from hebmtool.console import note
-from hebmtool.errors import HebmError
+from hebmtool.errors import HebmError, UsageError
 from hebmtool.run.folder import Run
 
 SHOWN = 3
@@ -56,7 +56,15 @@ def load(run: Run, part: recipe.Data, split: data.Split, exact: bool = False) ->
     Raises:
         HebmError: images that the run learned from would be held out now, or the other way round; and as `data.load`.
     """
-    images, kept = data.load(part, split), read(run)
+    try:
+        images, kept = data.load(part, split), read(run)
+    except UsageError:
+        raise
+    except HebmError as error:
+        if part.path is None or run.data_path is not None or os.path.exists(recipe.expanded(part.path)):
+            raise
+        said = f"data.path stands so in {run.recipe_path}; say where the images are now as data_path"
+        raise HebmError(f"{error} ({said})") from error
     if kept is None or images.marks is None:
         return images
     other = kept.of("train" if split == "test" else "test")

@@ -14,7 +14,7 @@ from hebmtool.data import masks
 from hebmtool.errors import HebmError
 from hebmtool.noise import derive_seed
 from hebmtool.prior import FlowPrior
-from hebmtool.recipe import Recipe
+from hebmtool.recipe import Recipe, located
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.train.loop import Ema, Updates, load_training, log_changes, save_training
@@ -114,7 +114,7 @@ def _check_resumable(recipe: Recipe, run: Run) -> Recipe:
     train_path = run.prior_train_path(KIND)
     if not train_path.is_file():
         raise HebmError(f"there is no '{KIND}' prior to resume in {run.path}; start a new one instead")
-    old = checkpoint.recipe(train_path, checkpoint.header(train_path))
+    old = located(checkpoint.recipe(train_path, checkpoint.header(train_path)))
     free = {key: getattr(recipe.train_prior, key) for key in MAY_CHANGE}
     alike = old.model_copy(update={"train_prior": old.train_prior.model_copy(update=free)})
     alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})

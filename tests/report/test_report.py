@@ -268,7 +268,7 @@ def test_what_is_not_there_is_said_with_the_command_for_it(run):
     found = [e["id"] for e in parsed.all("section")]
     assert "from-noise-to-data" not in found and "asked-for-by-label" not in found
     notes = {e["section"]: e["text"] for e in parsed.all("p") if e.get("class") == "note"}
-    assert f"hebm train-prior {run.recipe_path}" in notes["samples"]
+    assert f"hebm train-prior {run.path}" in notes["samples"]
     assert f"hebm evaluate {run.path}" in notes["evaluation"]
     assert "metrics.jsonl" in notes["training"]
     assert "gone.npz" in notes["out-of-distribution"] and parsed.text.count("gone.npz") >= 3

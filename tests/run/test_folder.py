@@ -207,7 +207,7 @@ def test_priors_and_what_is_required(tmp_path):
     assert run.priors() == ["gaussian", "ebm"] and run.require_prior("ebm") == run.prior_path("ebm")
     run.write_recipe(Recipe())
     with pytest.raises(
-        HebmError, match=r"it has gaussian, ebm\).*`hebm train-prior .*recipe.yaml` and prior.kind=diffusion-ebm"
+        HebmError, match=r"it has gaussian, ebm\).*`hebm train-prior .*run` and prior.kind=diffusion-ebm"
     ):
         run.require_prior("diffusion-ebm")
     with pytest.raises(UsageError, match="no kind of prior 'difusion-ebm'.*did you mean 'diffusion-ebm'"):
