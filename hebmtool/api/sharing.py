@@ -1,5 +1,6 @@
 """Runs given away and taken from others: a folder without what only training needs, and a hub."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -66,8 +67,9 @@ def _copy(run: Run, folder: Path) -> None:
     from hebmtool.run import checkpoint
 
     files.write_text(folder / "recipe.yaml", dump(_elsewhere(run.recipe())))
-    if run.figures_path.is_file():
-        shutil.copyfile(run.figures_path, folder / run.figures_path.name)
+    if run.figures():
+        figures = json.dumps(_without_commands(json.loads(run.figures_path.read_text())), indent=2)
+        files.write_text(folder / run.figures_path.name, figures + "\n")
     for path in run.checkpoints():
         if not path.name.endswith(".train.safetensors"):
             tensors, header = checkpoint.load(path)
@@ -75,6 +77,13 @@ def _copy(run: Run, folder: Path) -> None:
             if "generator" in extra and is_of(extra["generator"], run.generator_path):
                 extra["generator"] = contents(run.generator_path)  # 0.1.0 recorded a digest of the file, now another
             checkpoint.save(folder / path.name, tensors, kind=header.kind, recipe=recipe, step=header.step, extra=extra)
+
+
+def _without_commands(figures: object) -> object:
+    """Figures as they are kept, without the commands that made them, which name folders of this machine."""
+    if isinstance(figures, dict):
+        return {key: None if key == "command" else _without_commands(value) for key, value in figures.items()}
+    return [_without_commands(value) for value in figures] if isinstance(figures, list) else figures
 
 
 def _elsewhere(recipe: Recipe) -> Recipe:

@@ -12,6 +12,50 @@ from hebmtool.console import note
 from hebmtool.errors import UsageError
 
 
+def runs(
+    as_json: options.JsonLines = False,
+    runs: options.Runs = options.RUNS,
+) -> None:
+    """List the runs in a folder: data, layers, priors with their closure, labels, size, when trained last.
+
+    Nothing is loaded.  A prior without a closure was not judged since it was trained.
+
+    Examples:
+
+        hebm runs
+        hebm runs --json
+    """
+    from hebmtool.run import listing
+
+    found = list(listing.below(runs))
+    if not found:
+        note(f"there is no run in {runs}; train one with `hebm train-vae digits`, or see `hebm models`")
+    _list(found, as_json)
+
+
+def models(as_json: options.JsonLines = False) -> None:
+    """List the trained runs that come with the package, ready to be named by `--run`.
+
+    Examples:
+
+        hebm models
+    """
+    from hebmtool.run import listing
+
+    _list(listing.in_package(), as_json)
+
+
+def _list(found: list, as_json: bool) -> None:
+    from hebmtool import table
+    from hebmtool.run import listing
+
+    if as_json:
+        for each in found:
+            print(json.dumps(each.as_dict()))
+    elif found:
+        print(table.for_stdout(listing.table(found)))
+
+
 def info(
     run: options.RunNamed = None,
     as_json: options.Json = False,

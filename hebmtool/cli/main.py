@@ -16,7 +16,16 @@ COMMANDS = {
     "Train": (train.train_vae, train.train_prior, train.import_nvae, train.demo),
     "Use": (draw.sample, draw.hier_sample, draw.controllable, images.ood_score, images.reconstruct, images.inpaint),
     "Latents": (latents.encode, latents.decode, latents.interpolate),
-    "Look": (look.info, look.evaluate, look.compare, look.diagnose, images.flow_match, look.report),
+    "Look": (
+        look.runs,
+        look.models,
+        look.info,
+        look.evaluate,
+        look.compare,
+        look.diagnose,
+        images.flow_match,
+        look.report,
+    ),
     "Share": (share.export, share.push, share.pull),
 }
 """By the panel of the help they stand in, in order; a command's name is its function's."""

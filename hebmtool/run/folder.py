@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
@@ -65,7 +66,7 @@ class Run:
     @classmethod
     def open(cls, path_or_name: str | Path | None, root: str | Path) -> Self:
         """The run of that name under `root`, or in that folder; on a hub ("hf://user/name"); or one that comes with the
-        package, where no other has that name.  For None, the run with the newest checkpoint.
+        package, where no other has that name.  For None, the run trained last; of copies, the first.
 
         Raises `HebmError` when there is none.
         """
@@ -80,7 +81,8 @@ class Run:
                     f"there is no trained run under {root}; train one with `hebm train-vae digits`, or name one that "
                     f"comes with the package ({', '.join(shipped.names())})"
                 )
-            return max(trained, key=lambda run: max(path.stat().st_mtime for path in run.checkpoints()))
+            # Of a run and its copies, which were trained at the same time, the one that was there first.
+            return max(trained, key=lambda run: (run.trained(), -min(p.stat().st_ctime for p in run.checkpoints())))
         found = [folder for folder in (root / path_or_name, Path(path_or_name)) if folder.is_dir()]
         for folder in found:
             if (folder / "recipe.yaml").is_file() or cls(folder).checkpoints():
@@ -198,6 +200,15 @@ class Run:
 
     def classifier_path(self, name: str) -> Path:
         return self.path / f"classifier-{_in_a_file_name(name)}.safetensors"
+
+    def labels(self) -> list[str]:
+        """Names of the trained labels."""
+        return [unquote(path.name.removeprefix("label-").removesuffix(".safetensors")) for path in self.label_paths()]
+
+    def trained(self) -> float:
+        """When it was trained last, in seconds since 1970: as its records say, or else its checkpoints' files."""
+        written = max(path.stat().st_mtime for path in self.checkpoints())
+        return records.last_time(self.metrics_path) or written
 
     def label_paths(self) -> list[Path]:
         """The trained labels' files."""

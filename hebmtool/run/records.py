@@ -7,6 +7,7 @@ another model is not taken for this one's.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ OF = "of"
 
 NOW, ANOTHER, UNKNOWN = "now", "another", "unknown"
 """What a figure was measured on: the run as it is, other checkpoints, or one that was not recorded."""
+
+LAST = 2**16
+"""Bytes at the end of metrics.jsonl in which the last record is looked for."""
 
 Number = float | None
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -281,3 +285,21 @@ def _adapter(word: str) -> TypeAdapter:
 
 def _wrong(path: Path, what: str) -> HebmError:
     return HebmError(f"{path} does not hold figures as hebmtool writes them ({what}); mend it, or measure again")
+
+
+def last_time(path: Path) -> float | None:
+    """When the last record of metrics.jsonl was written, in seconds since 1970; None where none says."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)["time"]
+        except (ValueError, TypeError, KeyError):
+            continue  # cut short, or no record
+        if isinstance(found, int | float) and math.isfinite(found):
+            return float(found)
+    return None

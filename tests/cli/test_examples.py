@@ -155,8 +155,6 @@ def world(cache, tmp_path_factory) -> Path:
         api.load("mnist").encode(n=4).save(root / "latents.npz")
     for name in ("published", "church"):
         shutil.copytree(runs / "mnist", runs / name)
-    for file in (runs / "mnist").iterdir():
-        file.touch()
     return root
 
 
