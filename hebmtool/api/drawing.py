@@ -9,20 +9,27 @@ from torch import Tensor
 from hebmtool.api.given import Images, as_read, wishes_of
 from hebmtool.api.loaded import Loaded
 from hebmtool.api.results import Controlled, Resampled
+from hebmtool.console import note
 from hebmtool.errors import UsageError
 from hebmtool.judge import labels as label_judge
 from hebmtool.metrics.features import load_own
 from hebmtool.picture import Pictures
-from hebmtool.prior import Steps
+from hebmtool.prior import Prior, Steps
 from hebmtool.run.open import load_labels
 from hebmtool.use import controllable as control
 from hebmtool.use import hierarchy
 from hebmtool.use import sample as sampling
+from hebmtool.use.arrival import Arrival, Tally
 from hebmtool.use.controllable import Wish
 
 
 class Drawing(Loaded):
-    """What is drawn.  `hebmtool.api.model.Model` tells of the arguments that these methods share."""
+    """What is drawn.  `hebmtool.api.model.Model` tells of the arguments that these methods share.
+
+    arrival: where the last samples drawn have come to, None where there is no energy to say so.
+    """
+
+    arrival: Arrival | None = None
 
     def sample(
         self,
@@ -69,7 +76,17 @@ class Drawing(Loaded):
         numbers = {"n": n, "seed": seed, "temperature": temperature, "batch_size": batch_size}
         prior, steps = self._drawn_by(steps, chain, fast, settings, **numbers)
         pixels = sampling.check_pixels(pixels or self.recipe.evaluate.pixels)
-        return map(Pictures, sampling.sample(prior, n, seed, batch_size, temperature, steps, pixels))
+        return self._told(prior, n, seed, batch_size, temperature, steps, pixels)
+
+    def _told(self, prior: Prior, *how: object) -> Iterator[Pictures]:
+        """Samples; then whether they have come where they should, which at another temperature is elsewhere."""
+        self.arrival, tally = None, Tally(prior) if prior.T else None
+        yield from map(Pictures, sampling.sample(prior, *how, tally))
+        if tally is not None:
+            self.arrival = tally.arrival()
+            temperature = how[3]
+            if temperature == 1 and (sentence := self.arrival.sentence()):
+                note(sentence)
 
     def progressive(
         self,

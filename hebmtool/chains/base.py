@@ -27,8 +27,12 @@ Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 Eps = Callable[[], Tensor]
 """Standard normal [N, D] at each call."""
 
-Watch = Callable[[Tensor, Tensor, Tensor], None]
-"""Told of every gradient a chain takes: (u [N, D], F(u) [N], grad F(u) [N, D])."""
+Watch = Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
+"""Told of every gradient a chain takes: (u [N, D], F(u) [N], grad F(u) [N, D], taken).
+
+A chain that tests its moves tells of where it stands after the move that a gradient is of, and at the last one of each
+who was taken, bool [N]; else `taken` is None.
+"""
 
 
 class Levels(Protocol):
@@ -64,7 +68,7 @@ def watched(slope: Slope, watch: Watch | None) -> Slope:
 
     def told(u: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = slope(u)
-        watch(u, value, gradient)
+        watch(u, value, gradient, None)
         return value, gradient
 
     return told
@@ -78,10 +82,12 @@ class Chain(ABC):
     """A subclass with a `word` in its definition is what `prior.chain` then calls by it.
 
     leaves_out_levels: whether with K = 0 it draws the Gaussian conditional exactly, so that a level may be left out.
+    exact: whether it leaves its law as it is whatever its step, of which each level then has its own (`stepping`).
     """
 
     word = ""
     leaves_out_levels = True
+    exact = False
 
     def __init_subclass__(cls, word: str | None = None, **keys):
         super().__init_subclass__(**keys)

@@ -39,6 +39,9 @@ def sample(
         typer.Option(min=1, help="Columns of the grid.", show_default="square", rich_help_panel=options.OUTPUT),
     ] = None,
     force: options.Force = False,
+    as_json: Annotated[
+        bool, options.json("What the chain's moves came to, and whether it has arrived, as one JSON object on stdout.")
+    ] = False,
     run: options.Run = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
@@ -49,7 +52,8 @@ def sample(
 ) -> None:
     """Draw images from a run's prior (HEBM's Algorithm 2).
 
-    Prints the path written.
+    Prints the path written.  A sampler whose draws are less likely under the energies than posterior latents are, which
+    has then not arrived, says so.
 
     Examples:
 
@@ -57,10 +61,12 @@ def sample(
         hebm sample --prior gaussian -n 50000 --out samples/
         hebm sample --fast -n 10000 --out samples.npz
         hebm sample --chain underdamped --steps 30 --theta 0.3
+        hebm sample --chain hmc --steps 64 --json
         hebm sample --progressive -n 8 --out - | display
     """
     if progressive and pixels is not None:
         raise UsageError("--progressive shows means of what is drawn; leave out either it or --pixels")
+    options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force, columns)
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
@@ -75,7 +81,10 @@ def sample(
         sink.write([strips.flatten(0, 1)])
     else:
         sink.write(model.batches(n, seed, pixels=pixels, **how))
-    if sink.path is not None:
+    if as_json:
+        arrival = None if model.arrival is None else model.arrival.as_dict()
+        print(json.dumps({"path": str(sink.path), "prior": model.prior.kind, "images": n, "arrival": arrival}))
+    elif sink.path is not None:
         print(sink.path)
 
 

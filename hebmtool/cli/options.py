@@ -297,7 +297,7 @@ Chain = Annotated[
     str | None,
     typer.Option(
         "--chain",
-        help="Draw the same density by another chain: langevin, unscaled, preconditioned or underdamped.",
+        help="Draw the same density by another chain: langevin, unscaled, preconditioned, underdamped or hmc (exact).",
         show_default="the prior's own",
         autocompletion=_words("CHAINS"),
         rich_help_panel=CHAIN,
@@ -311,7 +311,7 @@ def _setting(name: str, help: str) -> object:
 
 Eta = Annotated[float | None, _setting("eta", "Step size of the langevin and the unscaled chain.")]
 H = Annotated[float | None, _setting("h", "Step size of the preconditioned chain.")]
-Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped chain, an angle in radians.")]
+Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped or hmc chain, an angle in radians.")]
 Persistence = Annotated[
     float | None, _setting("persistence", "Momentum of the underdamped chain that survives a step, from 0 to below 1.")
 ]

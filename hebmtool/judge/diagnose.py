@@ -17,7 +17,7 @@ import torch
 from hebmtool import picture
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError, did_you_mean
-from hebmtool.judge.sources import drawn_by, given
+from hebmtool.judge.sources import arrival_figures, drawn_by, given
 from hebmtool.judge.table import diagnosed
 from hebmtool.metrics import evidence, mixing, two_sample
 from hebmtool.metrics.figures import Figure
@@ -28,6 +28,7 @@ from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.table import for_stdout, number_notes
+from hebmtool.use.arrival import Arrival, Mean
 from hebmtool.use.infer import posterior_draws
 
 PARTS = ("likelihood", "two-sample", "chains")
@@ -126,7 +127,19 @@ def diagnose_prior(
         u = posterior_draws(prior, (test,), recipe, min(POSTERIOR, len(test)), derive_seed(seed, "chains"))
         traces = mixing.diagnose(prior, u, steps=steps, seed=seed)
         found += mixing.figures(traces)
+        arrival = _arrival(traces)
+        found += [each for each in arrival_figures(arrival, prior.kind) if each.name != "mean F"]  # that is among them
+        if sentence := arrival.sentence():
+            note(sentence)
     return Diagnosis(prior.kind, [_plain(figure) for figure in found], traces)
+
+
+def _arrival(traces: mixing.Diagnostics) -> Arrival:
+    """Where the trajectories have come to that the prior draws by."""
+    F, posterior, taken = Mean.of(traces.short_G), Mean.of(traces.posterior), traces.short.taken
+    if taken is None:
+        return Arrival(F, posterior, None, None)
+    return Arrival(F, posterior, taken.double().mean().item(), taken.double().sum(0).mean().item())
 
 
 def _plain(figure: Figure) -> Figure:

@@ -19,8 +19,8 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.judge.closure import sizes
 from hebmtool.judge.diagnose import diagnose_prior, telling
 from hebmtool.judge.evaluation import DIGITS, Evaluation, keep
-from hebmtool.judge.sources import GAUSSIAN, Source, given, list_sources, load_priors
-from hebmtool.judge.spaces import Space, distance_figures, load_spaces, neighbourhood_figures
+from hebmtool.judge.sources import GAUSSIAN, Source, arrival_figures, given, list_sources, load_priors
+from hebmtool.judge.spaces import Space, distance_figures, load_spaces, neighbourhood_figures, share_figures
 from hebmtool.metrics import cache, distances, inception
 from hebmtool.metrics.features import BATCH, Features
 from hebmtool.metrics.figures import Figure
@@ -43,6 +43,10 @@ ERRORS = {
     "recall": "standard error over the reference images, the images judged held fixed",
     "coverage": "standard error over the reference images, the images judged held fixed",
     "closure": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), reference held fixed",
+    "class shares": "standard deviation that counting makes",
+    "clean": "standard error over the images judged",
+    "mean F": "standard error over the images judged",
+    "F short of the posterior": "standard error over the images judged and the posterior's",
     "IS": "standard error over the splits",
     "saturated": "standard error over the images judged",
     "seconds per 1000 images": f"standard error over batches of {BATCH}",
@@ -124,7 +128,7 @@ def evaluate(
     images, held_out = (split.load(run, recipe.data, each) for each in ("train", reference))
     n, sampler = sizes(samples or recipe.evaluate.samples, images, held_out), given(chain, settings)
     own, trained = load_priors(run, kinds, device, steps, sampler, "bf16" if fast else "float32")
-    sources = list_sources(own, trained, images, recipe, n, steps, fast)
+    sources = list_sources(own, trained, images, held_out, recipe, n, steps, fast)
     diagnosed = [(prior, telling(prior, parts)) for prior in (trained or [own]) if parts]
     digest = cache.images_digest(held_out)
     path, trusted = (recipe.evaluate.features, False) if features is None else (features, trust_features)
@@ -149,7 +153,7 @@ def evaluate(
 
     draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
     figures = [_with_error(each) for each in zip(*draws, strict=True)]
-    for doubt in _doubts(figures, sources):
+    for doubt in (*_doubts(figures, sources), *_not_arrived(sources)):
         note(doubt)
     # What is said of the Gaussian prior is said again beside every other.
     figures += {
@@ -205,6 +209,8 @@ def _own_figures(source: Source, seen: _Seen, n: int, device: torch.device) -> I
         error = 1000 * float(np.std(seen.seconds, ddof=1)) / batches**0.5 if batches > 1 else None
         what = f"{device_name(device)}, batches of {BATCH}, decoding included"
         yield Figure("seconds per 1000 images", value, error, source.name, "lower", note=what)
+    if source.arrival is not None:
+        yield from arrival_figures(source.arrival(), source.name)
 
 
 def _figures(
@@ -234,6 +240,8 @@ def _figures(
         for i, space in enumerate(spaces):
             seen_here = {name: each[i] for name, each in sets.items()}
             judged += distance_figures(seen_here, trained, space, split, errors)
+            baselines = {sources[0].name: sources[-1].name} | {each.name: each.baseline[1] for each in trained}
+            judged += share_figures(seen_here, baselines, space, errors)
             for name, found in seen_here.items():
                 judged += neighbourhood_figures(name, found, space)
                 bar.advance()
@@ -261,6 +269,13 @@ def _with_error(draws: Sequence[Figure]) -> Figure:
     error = float(np.std(values, ddof=1)) / len(draws) ** 0.5
     how = f"mean of {len(draws)} independent draws ± its standard error"
     return replace(first, value=float(np.mean(values)), error=error, note=f"{first.note}; {how}")
+
+
+def _not_arrived(sources: Sequence[Source]) -> Iterator[str]:
+    """What the last draw of a source says of its sampler."""
+    for source in sources:
+        if source.arrival is not None and (sentence := source.arrival().sentence()):
+            yield f"{source.name}: {sentence}"
 
 
 def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[str]:

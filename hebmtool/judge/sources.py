@@ -9,8 +9,10 @@ All are of one generator where priors share it.  A prior may come with BatchNorm
 compared with Gaussian samples and reconstructions that have them too.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,13 +23,18 @@ from hebmtool.generator import Generator
 from hebmtool.judge.closure import draw_seed, reconstruct
 from hebmtool.judge.evaluation import RECONSTRUCTIONS
 from hebmtool.metrics.features import BATCH
+from hebmtool.metrics.figures import Figure
 from hebmtool.prior import Gaussian, Prior, Steps
 from hebmtool.recipe import Recipe
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
+from hebmtool.use.arrival import Arrival, Mean, Tally, mean_tilt
+from hebmtool.use.infer import posterior_draws
 from hebmtool.use.sample import sample
 
 GAUSSIAN = Gaussian.kind
+POSTERIOR = 1000
+"""Images at most on whose posterior F is read."""
 
 
 @dataclass
@@ -35,12 +42,14 @@ class Source:
     """A set of images to judge: `draw(i)` yields its i-th set in batches, uint8 [batch, C, H, W].
 
     baseline: of a trained prior, the names of the Gaussian samples and reconstructions on its own generator.
+    arrival: where the draws last made have come to, of a prior with energies.
     """
 
     name: str
     draw: Callable[[int], Iterator[Tensor]]
     baseline: tuple[str, str] | None = None
     timed: bool = True
+    arrival: Callable[[], Arrival] | None = None
 
 
 def given(chain: str | None, settings: Mapping[str, object]) -> dict[str, object]:
@@ -82,9 +91,19 @@ def load_priors(
 
 
 def list_sources(
-    own: Prior, trained: Sequence[Prior], images: data.Images, recipe: Recipe, n: int, steps: int | None, fast: bool
+    own: Prior,
+    trained: Sequence[Prior],
+    images: data.Images,
+    held_out: data.Images,
+    recipe: Recipe,
+    n: int,
+    steps: int | None,
+    fast: bool,
 ) -> list[Source]:
     """The Gaussian prior, the trained ones and reconstructions, n images of each.
+
+    Arguments:
+        images, held_out: those to reconstruct; those on whose latents F is read where learning has not (`_drawn`).
 
     Raises:
         UsageError: a prior that nothing draws faster, with `fast`.
@@ -110,8 +129,47 @@ def list_sources(
             baselines.append((prior.generator, names))
             first.append(Source(names[0], sampled(Gaussian(prior.generator))))
             last.append(Source(names[1], reconstructed(prior), timed=False))
-        priors.append(Source(prior.kind, sampled(prior, prior.fast_steps() if fast else steps), names))
+        chosen = prior.fast_steps() if fast else steps
+        if prior.T:
+            priors.append(_drawn(prior, held_out, recipe, n, chosen, names))
+        else:
+            priors.append(Source(prior.kind, sampled(prior, chosen), names))
     return first + priors + last
+
+
+def _drawn(
+    prior: Prior, held_out: data.Images, recipe: Recipe, n: int, steps: Steps, baseline: tuple[str, str]
+) -> Source:
+    """A prior with energies, and where its draws come to: held against what learning has kept of the posterior, or else
+    a draw of it from each of `POSTERIOR` held-out images at most."""
+    tallies: list[Tally] = []
+
+    def draw(number: int) -> Iterator[Tensor]:
+        tallies[:] = [Tally(prior)]
+        return sample(prior, n, draw_seed(recipe, number), BATCH, steps=steps, tally=tallies[0])
+
+    @cache
+    def posterior() -> Mean | None:
+        if prior.posterior_tilt is not None or not prior.generator.has_encoder:
+            return None
+        found = posterior_draws(prior, (held_out,), recipe, min(POSTERIOR, len(held_out)), recipe.seed)
+        return mean_tilt(prior, found)
+
+    return Source(prior.kind, draw, baseline, arrival=lambda: tallies[0].arrival(posterior()))
+
+
+def arrival_figures(found: Arrival, of: str) -> Iterator[Figure]:
+    """Where a sampler's draws have come to, and what its moves came to where it tests them."""
+    yield Figure("mean F", found.F.value, found.F.error, of, note="nats, of the draws; F / scale at level 0")
+    if found.posterior is not None:
+        errors = (found.F.error, found.posterior.error)
+        error = None if None in errors else math.hypot(*errors)
+        said = {None: "not told", True: "has arrived", False: "has not arrived"}[found.arrived]
+        what = f"nats; the posterior's mean F, {found.posterior.value:.2f}, less the draws'; the sampler {said}"
+        yield Figure("F short of the posterior", found.short, error, of, note=what)
+    if found.acceptance is not None:
+        yield Figure("acceptance", found.acceptance, None, of, note="share of the chain's moves that were taken")
+        yield Figure("accepted moves", found.moves, None, of, note="of an image, in the mean")
 
 
 def same(a: Generator, b: Generator) -> bool:

@@ -1,10 +1,10 @@
 """A feature space with the reference images in it, and the figures of sets of images seen there.
 
-FD, KID, precision, recall, density, coverage (`hebmtool.metrics.distances`) and, against test images, the prior-hole
-closure (`hebmtool.judge.closure`).
+FD, KID, precision, recall, density, coverage (`hebmtool.metrics.distances`), class shares and the share of clean images
+(`hebmtool.metrics.shares`) and, against test images, the prior-hole closure (`hebmtool.judge.closure`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from hebmtool import data
 from hebmtool.errors import HebmError
 from hebmtool.judge.closure import Closure, closed
 from hebmtool.judge.sources import Source
-from hebmtool.metrics import cache, distances, inception
+from hebmtool.metrics import cache, distances, inception, shares
 from hebmtool.metrics.features import Features, load_features
 from hebmtool.metrics.figures import Figure
 
@@ -23,13 +23,14 @@ from hebmtool.metrics.figures import Figure
 class Space:
     """A feature network with the reference seen by it; `suffix` tells its figures from another's.
 
-    n: images judged.  Neighbourhoods depend on how many images there are, so as many of the reference are taken, at
-    random but always the same.
+    labels: classes of the reference images, [M], where they have some.  n: images judged.  Neighbourhoods depend on how
+    many images there are, so as many of the reference are taken, at random but always the same.
     """
 
     features: Features
     reference: np.ndarray
     n: int
+    labels: np.ndarray | None = None
     suffix: str = ""
     fd: str = "FD"
 
@@ -37,6 +38,7 @@ class Space:
         m = min(self.n, len(self.reference), distances.PAIRED_IMAGES)
         self.near = self.reference[np.random.default_rng(0).permutation(len(self.reference))[:m]]
         self.radii = distances.neighbour_radii(self.near, self.features.device)
+        self.classes = shares.Classes(self.reference, self.labels)
 
 
 def load_spaces(
@@ -70,7 +72,8 @@ def load_spaces(
     spaces = []
     for network, names in networks:
         network(reference.batch([0, 1]))  # one that does not fit is better known at once
-        spaces.append(Space(network, cache.features(reference, digest, network), n, **names))
+        labels = None if reference.labels is None else reference.labels.numpy()
+        spaces.append(Space(network, cache.features(reference, digest, network), n, labels, **names))
     return spaces
 
 
@@ -129,3 +132,30 @@ def neighbourhood_figures(name: str, found: np.ndarray, space: Space) -> list[Fi
         what = f"k = {k}, {m} images of each, features {space.features.name}"
         figures.append(Figure(f"{figure}{space.suffix}", float(term.mean()), error, name, "higher", note=what))
     return figures
+
+
+def share_figures(
+    seen: dict[str, np.ndarray], baselines: dict[str, str], space: Space, errors: bool
+) -> Iterator[Figure]:
+    """How far class shares are from reconstructions', and which images are clean.
+
+    Arguments:
+        seen: features of each set, [n, D].
+        baselines: the name of the set of reconstructions that each set's shares are held against.
+        errors: whether to find the uncertainty that counting makes.
+    """
+    n, known = space.n, space.labels is not None
+    found = {name: space.classes(features) for name, features in seen.items()}
+    near = f"{shares.NEIGHBOURS} nearest reference images in features {space.features.name}"
+    by = f"the {near}" if known else f"{space.classes.K} clusters of the reference in features {space.features.name}"
+    for name, (own, clean) in found.items():
+        if name in baselines:
+            other = found[baselines[name]][0]
+            alone, error = shares.counting(own, other, n)
+            what = f"total variation to {baselines[name]}, {n} images, by {by}; counting alone makes {alone:.3f}"
+            value = shares.total_variation(own, other)
+            yield Figure(f"class shares{space.suffix}", value, error if errors else None, name, "lower", note=what)
+        if clean is not None:
+            error = float(clean.std(ddof=1)) / n**0.5
+            what = f"share of {n} images whose {near} are of one class"
+            yield Figure(f"clean{space.suffix}", float(clean.mean()), error, name, "higher", note=what)

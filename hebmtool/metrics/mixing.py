@@ -43,7 +43,7 @@ BOOTSTRAPS = 100
 @dataclass
 class Trace:
     """What a chain met, a row per gradient: G, energy, slope (||grad G||), norm (||u||^2 / D), [S, N] each; level, [S];
-    u: the coordinates followed, [S, N, c], if any."""
+    u: the coordinates followed, [S, N, c], if any; taken: who was, of each tested move, bool [moves, N], if any."""
 
     G: Tensor
     energy: Tensor
@@ -51,6 +51,7 @@ class Trace:
     norm: Tensor
     level: Tensor
     u: Tensor | None
+    taken: Tensor | None = None
 
 
 class Recorder:
@@ -63,10 +64,11 @@ class Recorder:
         self.prior, self.coordinates = prior, coordinates
         self.u_next: Tensor | None = None
         self.rows: list[dict[str, Tensor]] = []
+        self.taken: list[Tensor] = []
 
-    def watch(self, t: int, u: Tensor, G: Tensor, slope: Tensor) -> None:
+    def watch(self, t: int, u: Tensor, G: Tensor, slope: Tensor, taken: Tensor | None) -> None:
         m, sigma = 0.0, 1.0
-        if self.u_next is not None:
+        if self.u_next is not None and not (t == 0 and self.prior.ends_on_marginal):
             a, sigma = self.prior.schedule.conditional(torch.full((len(u),), t, device=u.device))
             m = a * self.u_next
         row = {"G": G, "energy": 0.5 * ((u - m) / sigma).square().sum(1) - G, "slope": slope.norm(dim=1)}
@@ -74,13 +76,16 @@ class Recorder:
         if self.coordinates is not None:
             row["u"] = u[:, self.coordinates]
         self.rows.append(row)
+        if taken is not None:
+            self.taken.append(taken)
 
     def trace(self) -> Trace:
         def column(key: str) -> Tensor:
             return torch.stack([row[key] for row in self.rows]).cpu()
 
         u = column("u") if self.coordinates is not None else None
-        return Trace(column("G"), column("energy"), column("slope"), column("norm"), column("level"), u)
+        taken = torch.stack(self.taken).cpu() if self.taken else None
+        return Trace(column("G"), column("energy"), column("slope"), column("norm"), column("level"), u, taken)
 
 
 def trajectory(prior: Prior, noise: Noise, steps: int) -> tuple[Trace, Tensor]:
@@ -171,7 +176,7 @@ def diagnose(
         prior.refine(short_u, noise("relax"), chain + chain // 5, watch=recorder.watch)
         bar.advance()
     relaxed = recorder.trace()
-    relaxed = Trace(*(part[chain // 5 :] for part in vars(relaxed).values()))
+    relaxed = Trace(*(None if part is relaxed.taken else part[chain // 5 :] for part in vars(relaxed).values()))
     posterior, short_G, long_G = (
         torch.cat([prior.log_tilt(u).cpu() for u in us.split(100)]) for us in (posterior_u, short_u, long_u)
     )

@@ -33,8 +33,9 @@ Eps = Callable[[], Tensor]
 Condition = Callable[[TopDown, Tensor], Tensor]
 """What a condition on a label adds to F: (walk, t [N]) -> [N] (`hebmtool.prior.labels.Condition`)."""
 
-Watch = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Told of every gradient a draw takes: (level t, u [N, D], G(u) [N], grad G(u) [N, D]), G = log_tilt of level t."""
+Watch = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], None]
+"""Told of every gradient a draw takes: (level t, u [N, D], G(u) [N], grad G(u) [N, D], taken), G = log_tilt of level t;
+taken [N]: as chains tell it (`hebmtool.chains.Watch`)."""
 
 KINDS: dict[str, type["Prior"]] = {}
 """By the recipe's word, `prior.kind`."""
@@ -65,13 +66,17 @@ class Prior(nn.Module, ABC):
         generator: frozen; priors read T(u) through it.
 
     T: noise levels with an energy.  learned: whether it has anything to learn.  brings_generator: whether it is learned
-    together with its generator, in whose checkpoint both then are.
+    together with its generator, in whose checkpoint both then are.  ends_on_marginal: whether a draw ends with steps on
+    p(u_0) itself where others make them on p(u_0 | u_1).  posterior_tilt: (mean, standard error) of `log_tilt` on
+    posterior u, nats, where learning has measured it: what draws should come to.
     """
 
     kind = ""
     T = 0
     learned = True
     brings_generator = False
+    ends_on_marginal = False
+    posterior_tilt: tuple[float, float] | None = None
 
     def __init_subclass__(cls, kind: str | None = None, **keys):
         super().__init_subclass__(**keys)
@@ -110,9 +115,9 @@ class Prior(nn.Module, ABC):
                 their conditional.
         """
 
-    def sample(self, eps: Eps, K: Steps = None, tau: float = 1.0) -> Tensor:
+    def sample(self, eps: Eps, K: Steps = None, tau: float = 1.0, watch: Watch | None = None) -> Tensor:
         """The last stage of `trajectory`: u_0, [N, D]."""
-        *_, u_0 = self.trajectory(eps, K, tau)
+        *_, u_0 = self.trajectory(eps, K, tau, watch=watch)
         return u_0
 
     def stages(self, u_0: Tensor, eps: Eps) -> list[Tensor]:
@@ -163,6 +168,14 @@ class Prior(nn.Module, ABC):
             UsageError: it takes no steps, or a key or value is none.
         """
         raise UsageError(f"the {self.kind} prior takes no Langevin steps, so there is no chain to choose; leave it out")
+
+    def stepping(self, theta: Sequence[float] | float | None) -> None:
+        """Take these steps, one or each level's, [T] radians, where a chain adapts its own; adapt them when None."""
+
+    @property
+    def steps(self) -> list[float] | None:
+        """The adapted steps of a chain at each level, [T] radians; None where there is none."""
+        return None
 
     # Scoring
 

@@ -20,13 +20,21 @@ from torch import Tensor
 from hebmtool import recipe as recipes
 from hebmtool import rows
 from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
+from hebmtool.chains import Watch as ChainWatch
+from hebmtool.chains.hybrid import KICKS, longer
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
+from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
 from hebmtool.prior.energy import Energy
-from hebmtool.prior.objectives import OBJECTIVES
+from hebmtool.prior.objectives import OBJECTIVES, RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe.mistakes import sentence
+
+ADAPTING, MOVES = 32, 24
+"""Trajectories, and moves of each at a level, on which steps are adapted."""
+
+GAIN = 0.1  # of a move made while learning
 
 SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence")
 """Keys of the recipe's `prior` part that say how a prior is drawn from, and nothing else where no chain taught F."""
@@ -53,7 +61,13 @@ class EnergyPrior(Prior):
     def T(self) -> int:
         return self.schedule.T
 
+    @property
+    def ends_on_marginal(self) -> bool:
+        """An exact chain needs no Gaussian to stay near; but F that chains from u_1 have learned is drawn from u_1."""
+        return self.chain.exact and self.config.objective not in RUN_CHAINS
+
     def given(self, conditions: Sequence[Condition]) -> Self:
+        self._settle_steps()
         return self._twin(conditions=tuple(conditions))
 
     def using(self, **sampler) -> Self:
@@ -65,7 +79,64 @@ class EnergyPrior(Prior):
             config = recipes.Prior.model_validate(self.config.model_dump() | sampler)
         except ValidationError as error:
             raise UsageError(sentence(error.errors()[0], sampler, recipes.Prior)) from None
-        return self._twin(chain=make_chain(config), K=config.steps)
+        chain = make_chain(config)
+        if chain.exact and "theta" in sampler:
+            chain = chain.stepping(self._angles(config.theta))
+        elif chain == self.chain:
+            chain = self.chain
+        return self._twin(chain=chain, K=config.steps)
+
+    # Steps of an exact chain
+
+    def stepping(self, theta: Sequence[float] | float | None) -> None:
+        if self.chain.exact:
+            self.chain = self.chain.stepping(self._angles(self.config.theta if theta is None else theta))
+            if theta is None:
+                self._adapt()
+
+    @property
+    def steps(self) -> list[float] | None:
+        return self.chain.by_level.tolist() if self.chain.exact and self.chain.by_level is not None else None
+
+    def _settle_steps(self) -> None:
+        if self.chain.exact and self.chain.by_level is None:
+            self.stepping(None)
+
+    def _adapt(self) -> None:
+        """Adapt the exact chain's steps to the energies, until about `chains.hybrid.ACCEPTED` of the moves are taken.
+
+        They depend on the energies alone: trajectories of a seed of their own, whose moves each lengthen or shorten
+        the steps of their level (Robbins & Monro 1951), less and less, from those that the chain has.
+        """
+        counts = torch.zeros(self.T)
+        theta = self.chain.by_level
+
+        def lengthen(t: int, u: Tensor, G: Tensor, slope: Tensor, taken: Tensor | None) -> None:
+            if taken is not None:
+                counts[t] += 1
+                theta[t] = longer(theta[t], taken.float().mean(), float(counts[t]) ** -0.5)
+
+        device = self.generator.device
+        noise = Noise(derive_seed("steps"), range(ADAPTING), self.generator.D, device)
+        for _ in self._twin(conditions=()).trajectory(noise, 1 + KICKS * MOVES, watch=lengthen):
+            pass
+
+    def _lengthening(self, t: Tensor) -> ChainWatch:
+        """The same of chains at levels t [N], a little at each move, on the device."""
+        theta = self.chain.by_level
+
+        def watch(u: Tensor, F: Tensor, slope: Tensor, taken: Tensor | None) -> None:
+            if taken is not None:
+                counts, hits = theta.new_zeros(self.T), theta.new_zeros(self.T)
+                counts.index_add_(0, t, torch.ones_like(t, dtype=theta.dtype))
+                hits.index_add_(0, t, taken.to(theta.dtype))
+                theta.copy_(longer(theta, hits / counts.clamp(min=1), GAIN).where(counts > 0, theta))
+
+        return watch
+
+    def _angles(self, theta: float | Sequence[float]) -> Tensor:
+        each = [theta] * self.T if isinstance(theta, float) else theta
+        return torch.tensor(each, device=self.generator.device)
 
     # F
 
@@ -114,12 +185,12 @@ class EnergyPrior(Prior):
         ratio = self.chain.scale(self.schedule, t) / self.scale(t)
         return lambda u: value_and_gradient(lambda u: ratio * self.F(u, t), u)
 
-    def _watched(self, watch: Watch | None, t: Tensor) -> Callable[[Tensor, Tensor, Tensor], None] | None:
+    def _watched(self, watch: Watch | None, t: Tensor) -> ChainWatch | None:
         """`watch` told in nats, of level t."""
         if watch is None:
             return None
         scale, level = self.chain.scale(self.schedule, t), int(t[0])
-        return lambda u, F, slope: watch(level, u, F / scale, slope / scale[:, None])
+        return lambda u, F, slope, taken: watch(level, u, F / scale, slope / scale[:, None], taken)
 
     def negatives(
         self,
@@ -130,6 +201,7 @@ class EnergyPrior(Prior):
         tau: float = 1.0,
         held: Held | None = None,
         watch: Watch | None = None,
+        learning: bool = False,
     ) -> Tensor:
         """Draw u_t by the chain of level t.
 
@@ -137,10 +209,14 @@ class EnergyPrior(Prior):
             u_next: u_{t+1}, [N, D].
             t: level per image, long [N].
             held: coordinates the chain does not move.
+            learning: lengthen or shorten an exact chain's steps by what is taken, as the energies change.
         """
         K = self.K if K is None else K
+        if learning and self.chain.exact and self.chain.by_level is None:
+            self.stepping(self.config.theta)
+        told = self._lengthening(t) if learning and self.chain.exact else self._watched(watch, t)
         with self.fixed():
-            return self.chain(self.slope(t), u_next, self.schedule, t, K, eps, tau, held, self._watched(watch, t))
+            return self.chain(self.slope(t), u_next, self.schedule, t, K, eps, tau, held, told)
 
     def refine(
         self,
@@ -152,6 +228,7 @@ class EnergyPrior(Prior):
         watch: Watch | None = None,
     ) -> Tensor:
         """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0."""
+        self._settle_steps()
         t, K = self._level(u_0, 0), self.K if K is None else K
         with self.fixed():
             return self.chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, self._watched(watch, t))
@@ -175,6 +252,7 @@ class EnergyPrior(Prior):
     def trajectory(
         self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None
     ) -> Iterator[Tensor]:
+        self._settle_steps()
         u = hold(tau * eps(), at(held, 0))
         yield u
         yield from self.descend(u, self.T, eps, K, tau, held, watch)
@@ -241,6 +319,9 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
     coordinates V that are free was drawn before u_{H,t} of those held was known, and a noised latent says little of
     its label.  It then ends with as many steps again on p(u_0) itself.  (Two coordinates correlated 0.8 come to 0.68
     without and to 0.80 with them: T = 3, K = 10, h = 0.3.)
+
+    An exact chain makes its steps at level 0 on p(u_0) itself anyhow, given what it may be, from a draw of level 0's
+    Gaussian; one number of steps is of that level alone.
     """
 
     def __init__(self, generator: Generator, config: recipes.Prior):
@@ -258,10 +339,20 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
     def trajectory(
         self, eps: Eps, K: Steps = None, tau: float = 1.0, held: HeldStages | None = None, watch: Watch | None = None
     ) -> Iterator[Tensor]:
+        lowest, *above = self._each(K)
+        if self.ends_on_marginal:
+            *stages, u = super().trajectory(eps, [0, *above], tau, held, watch)
+            yield from stages
+            yield self.refine(u, eps, lowest, tau, at(held, -1), watch)
+            return
         for u in super().trajectory(eps, K, tau, held, watch):
             yield u
         if held is not None or self.conditions:
             yield self.refine(u, eps, self.gradients(K), tau, at(held, -1), watch)
+
+    def _each(self, K: Steps) -> Sequence[int]:
+        K = self.K if K is None else K
+        return [K] + [0] * (self.T - 1) if isinstance(K, int) and self.ends_on_marginal else super()._each(K)
 
     def fast_steps(self) -> Steps:
         if not self.chain.leaves_out_levels:

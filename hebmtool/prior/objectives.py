@@ -46,7 +46,7 @@ def recovery(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor, dict
     prior.energy.advance()
     config = prior.config
     positive, u_next, t = prior.pairs(u_0)
-    negative = prior.negatives(u_next, t, lambda: rows.randn_like(u_0))
+    negative = prior.negatives(u_next, t, lambda: rows.randn_like(u_0), learning=True)
     both = prior.F(torch.cat([positive, negative]), torch.cat([t, t]))
     F_positive, F_negative = both.chunk(2)
     scale = prior.scale(t)

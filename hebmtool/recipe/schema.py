@@ -231,10 +231,12 @@ class Prior(Part):
         None,
         description="steps of each level when drawing fast, least noise first; none: K at the first, 0 at the others",
     )
-    chain: CHAINS.type = Field("langevin", description="'langevin' is the published chain; 'unscaled' the joint EBM's")
-    eta: float = Field(3e-5, gt=0, description="step size of these two")
+    chain: CHAINS.type = Field(
+        "langevin", description="'langevin' as published; 'unscaled' the joint EBM's; 'hmc' exact"
+    )
+    eta: float = Field(3e-5, gt=0, description="step size of the published two")
     h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
-    theta: float = Field(0.5, gt=0, lt=1.6, description="step size of the underdamped chain, an angle (radians)")
+    theta: float = Field(0.5, gt=0, lt=1.6, description="step of the underdamped chain (radians); hmc's adapt from it")
     persistence: float = Field(
         0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
     )

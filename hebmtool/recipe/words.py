@@ -60,7 +60,7 @@ def _load_plugins() -> None:
 
 # In the order of preference: the last that is trained is the one sampled from.
 KINDS = Words("gaussian", "ebm", "diffusion-ebm", "flow")
-CHAINS = Words("langevin", "unscaled", "preconditioned", "underdamped")
+CHAINS = Words("langevin", "unscaled", "preconditioned", "underdamped", "hmc")
 OBJECTIVES = Words("recovery", "nce", "cnce", "score-matching")
 LIKELIHOODS = Words("bernoulli", "gaussian", "fixed-gaussian", "mixture")
 SOURCES = Words("digits", "folder", "array", "mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "lsun")

@@ -40,6 +40,8 @@ class Extra(BaseModel):
     made_of: list[str] | None = None
     whitening: str | None = None
     accuracy: Annotated[float, Field(ge=0, le=1)] = None
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=1.6)]], Field(min_length=1)] | None = None
+    posterior_tilt: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
 
 class _Fields(BaseModel):

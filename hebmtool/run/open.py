@@ -14,6 +14,8 @@ KIND = "generator"
 # Prefixes, in a prior's checkpoint, of the generator's BatchNorm statistics where they were re-estimated for it, and of
 # the whitening of its latents.
 STATISTICS, WHITENING = "generator.", "whitening."
+# In its header, what was measured at the end of learning: steps of an exact chain, and `Prior.posterior_tilt`.
+STEPS, TILT = "steps", "posterior_tilt"
 
 
 def load_generator(run: Run, device: torch.device) -> Tower:
@@ -83,7 +85,11 @@ def load_prior(
     prior = make_prior(generator, config)
     checkpoint.load_into(prior, tensors, run.prior_path(kind))
     prior.settle()
-    return prior.eval().requires_grad_(False)
+    prior = prior.eval().requires_grad_(False)
+    if KINDS[kind].learned:
+        prior.stepping(header.extra.get(STEPS))
+        prior.posterior_tilt = header.extra.get(TILT)
+    return prior
 
 
 def _with_its_generator(run: Run, kind: str, device: torch.device) -> Prior:

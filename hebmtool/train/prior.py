@@ -25,7 +25,7 @@ from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
-from hebmtool.run.open import STATISTICS, WHITENING, load_generator
+from hebmtool.run.open import STATISTICS, STEPS, TILT, WHITENING, load_generator
 from hebmtool.train import labels
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training
 
@@ -41,6 +41,9 @@ MAY_CHANGE = (
 
 BATCH = 250
 """Images encoded at a time."""
+
+TILTED = 1000
+"""Test images on which the posterior's mean of F is measured."""
 
 MOST_WHITENED = 16_384
 """Dimensions: their covariance in double precision takes 2 GiB, and finding A as much again."""
@@ -136,17 +139,27 @@ def train_prior(
     step, stage = 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening, rewind)
+        prior.stepping(checkpoint.header(train_path).extra.get(STEPS, recipe.prior.theta))
     run.truncate_metrics(stage, step)
     if old is not None:
         log_changes(run, stage, step, old, recipe)
 
-    def save(step: int) -> None:
-        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, origin)
-        checkpoint.save(path, ema.tensors | ground.tensors(), kind=kind, recipe=recipe, step=step, extra=origin)
-
-    def show(step: int) -> None:
+    def average() -> None:
         averaged.load_state_dict(ema.tensors)
         averaged.settle()
+
+    def save(step: int) -> None:
+        extra = origin | {STEPS: prior.steps}
+        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, extra)
+        extra = origin
+        if step >= config.iterations:
+            average()
+            averaged.stepping(None)
+            extra = origin | {STEPS: averaged.steps, TILT: posterior_tilt(averaged, recipe)}
+        checkpoint.save(path, ema.tensors | ground.tensors(), kind=kind, recipe=recipe, step=step, extra=extra)
+
+    def show(step: int) -> None:
+        average()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
@@ -217,6 +230,24 @@ def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None)
             f"{MOST_WHITENED:,} can be whitened; set it to false"
         )
     return images
+
+
+@torch.no_grad()
+def posterior_tilt(prior: Prior, recipe: Recipe) -> tuple[float, float] | None:
+    """(mean, standard error) of `log_tilt` on posterior u of test images, nats: what draws of the prior should come to.
+    None of a single image.
+
+    Held-out images, for F is higher where it was learned than where its own draws are.
+    """
+    images, generator, found = data.load(recipe.data, "test"), prior.generator, []
+    device = generator.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(recipe.prior_seed, "posterior tilt"))
+        for indices in torch.arange(min(TILTED, len(images))).split(BATCH):
+            x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=False)
+            found.append(prior.log_tilt(generator.encode(x.to(device))).double())
+    G = torch.cat(found)
+    return (G.mean().item(), G.std().item() / len(G) ** 0.5) if len(G) > 1 else None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from hebmtool.console import progress
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import Prior, Steps, not_finite
+from hebmtool.use.arrival import Tally
 
 PIXELS = ("mean", "sample")
 """What of p(x | z) an image may be."""
@@ -34,6 +35,7 @@ def sample(
     temperature: float = 1.0,
     steps: Steps = None,
     pixels: str = "mean",
+    tally: Tally | None = None,
 ) -> Iterator[Tensor]:
     """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
 
@@ -43,6 +45,7 @@ def sample(
         temperature: tau > 0; 1 is the prior itself.
         steps: Langevin steps, of every level or of each, the recipe's K when None.
         pixels: "mean" of p(x | z), or a "sample" of it.
+        tally: told of every move, and where each image ends.
 
     Raises:
         HebmError: the chain left the numbers.
@@ -50,9 +53,12 @@ def sample(
     generator, device = prior.generator, prior.generator.device
     with progress(f"sampling {prior.kind}", n) as bar:
         for indices in torch.arange(n).split(batch_size):
-            u = prior.sample(Noise(seed, indices.tolist(), prior.generator.D, device), steps, temperature)
+            noise = Noise(seed, indices.tolist(), prior.generator.D, device)
+            u = prior.sample(noise, steps, temperature, tally and tally.watch)
             if not u.isfinite().all():
                 raise not_finite(prior.kind)
+            if tally is not None:
+                tally.ended(u)
             if pixels == "mean":
                 yield picture.to_uint8(generator.images(u))
             else:

@@ -341,6 +341,12 @@ def quick(root: Path) -> dict:
     return r.found()
 
 
+def figures(found: object) -> bool:
+    """Whether it is a list of measured figures, of which some may have passed."""
+    found = [each for each in found if each is not None] if isinstance(found, list) else []
+    return bool(found) and all(isinstance(each, dict) and {"name", "of", "layer"} <= each.keys() for each in found)
+
+
 def compare(kept: object, found: object, exact: bool, where: str = "") -> list[str]:
     """Where two records differ, a line each; unless `exact`, numbers may differ a little and digests at will."""
     if isinstance(kept, dict) and isinstance(found, dict):
@@ -348,6 +354,9 @@ def compare(kept: object, found: object, exact: bool, where: str = "") -> list[s
         for key in kept.keys() & found.keys():
             lines += compare(kept[key], found[key], exact, f"{where}/{key}")
         return lines
+    if figures(kept) and figures(found):
+        then, now = ({(f["name"], f["of"], f["layer"]): f for f in some if f is not None} for some in (kept, found))
+        return compare(then, {key: now[key] for key in then if key in now}, exact, where)  # there may be new ones
     if isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
         return [
             line

@@ -52,17 +52,25 @@ def test_the_published_chain_with_another_step_is_another_scale(generator, kind)
 @every_energy
 def test_the_same_chain_draws_the_same_bits(generator, kind, chain):
     prior = toy_prior(generator, kind, chain)
-    for twin in (
-        prior.using(),
-        prior.using(chain=chain),
-        prior.using(chain=chain, steps=3, eta=1e-2, h=0.3, theta=0.5),
-    ):
+    # A theta that is given is not adapted.
+    same = {"steps": 3, "eta": 1e-2, "h": 0.3} | ({} if prior.chain.exact else {"theta": 0.5})
+    for twin in (prior.using(), prior.using(chain=chain), prior.using(chain=chain, **same)):
         assert torch.equal(twin.sample(noise(generator)), prior.sample(noise(generator)))
         assert twin.energy is prior.energy and twin.generator is prior.generator
     # A setting of another chain changes nothing, one of its own does.
-    other = {"langevin": {"h": 0.7}, "preconditioned": {"theta": 0.1}, "underdamped": {"eta": 0.5}}[chain]
+    other = {
+        "langevin": {"h": 0.7},
+        "preconditioned": {"theta": 0.1},
+        "underdamped": {"eta": 0.5},
+        "hmc": {"eta": 0.5},
+    }[chain]
     assert torch.equal(prior.using(**other).sample(noise(generator)), prior.sample(noise(generator)))
-    own = {"langevin": {"eta": 0.02}, "preconditioned": {"h": 0.1}, "underdamped": {"theta": 0.1}}[chain]
+    own = {
+        "langevin": {"eta": 0.02},
+        "preconditioned": {"h": 0.1},
+        "underdamped": {"theta": 0.1},
+        "hmc": {"theta": 0.1},
+    }[chain]
     assert not torch.equal(prior.using(**own).sample(noise(generator)), prior.sample(noise(generator)))
     # And the prior itself is as it was.
     assert prior.chain == prior.learned_with and prior.K == 3
@@ -118,6 +126,7 @@ SAMPLERS = {
     "langevin": {"eta": 0.08, "steps": 80},
     "preconditioned": {"h": 0.12, "steps": 30},
     "underdamped": {"theta": 0.3, "persistence": 0.7, "steps": 22},
+    "hmc": {"theta": 0.4, "steps": 41},
 }
 N = 3000
 of_either_scale = pytest.mark.parametrize("learned_with", ["langevin", "preconditioned"])
@@ -162,7 +171,7 @@ def test_a_joint_energy_is_drawn_from_its_density_by_any_chain(learned_with, cha
     assert (law - normal).abs().max() > 0.3
 
 
-@pytest.mark.parametrize("chain", ["preconditioned", "underdamped"])
+@pytest.mark.parametrize("chain", ["preconditioned", "underdamped", "hmc"])
 @of_either_scale
 def test_levels_are_drawn_from_their_densities_by_any_chain(learned_with, chain):
     """Every conditional p(u_t | u_{t+1}) as a matrix over the grid; their product has the law of u_0.
@@ -203,7 +212,7 @@ def test_every_gradient_is_told_in_nats(generator, kind, learned_with, chain):
     assert torch.equal(alone, watched)
     assert len(seen) == prior.gradients(2)
     assert [level for level, *_ in seen] == [t for t in reversed(range(prior.T)) for _ in range(2)]
-    for level, u, G, slope in seen:
+    for level, u, G, slope, _ in seen:
         assert u.shape == (4, generator.D)
         expected, expected_slope = value_and_gradient(lambda u, level=level: prior.log_tilt(u, level), u)
         assert torch.allclose(G, expected, rtol=1e-4, atol=1e-5)
@@ -245,3 +254,50 @@ def test_a_watcher_that_fails_leaves_the_prior_whole(generator, kind):
         list(prior.trajectory(noise(generator), watch=fail))
     assert torch.equal(prior.sample(noise(generator)), before)
     assert all(p.requires_grad for p in prior.parameters())
+
+
+# An exact chain
+
+
+def test_steps_are_adapted_once_to_the_energies_and_taken_along():
+    prior = sharp("diffusion-ebm", "underdamped", objective="nce", theta=0.25)
+    twin = prior.using(chain="hmc", steps=21)
+    assert twin.chain.by_level is None
+    taken = []
+
+    def watch(t, u, G, slope, moved):
+        taken.extend([] if moved is None else [moved.float()])
+
+    u = twin.sample(lambda: torch.randn(500, 2), watch=watch)
+    theta = twin.chain.by_level.tolist()
+    assert theta[0] > 0.4 and 0.5 < torch.stack(taken).mean() < 0.97
+    # Those of a level at which no step is made stay as they were.
+    assert theta[1:] == pytest.approx([0.25, 0.25]) and u.shape == (500, 2)
+    again = prior.using(chain="hmc")
+    again.stepping(None)
+    assert again.chain.by_level.tolist() == theta
+    again.stepping([0.1, 0.2, 0.3])
+    assert again.given([]).using(chain="hmc", steps=5).chain.by_level.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert prior.using(chain="hmc", theta=0.4).chain.by_level.tolist() == pytest.approx([0.4] * 3)
+    assert prior.chain.word == "underdamped"
+
+
+def test_what_no_chain_taught_is_drawn_from_its_own_density():
+    """Level 0's moves are made on p(u_0) itself, from N(0, I), and are all the steps there are."""
+    prior = sharp("diffusion-ebm", "underdamped", objective="nce").using(chain="hmc", steps=61, theta=0.6)
+    assert prior.ends_on_marginal and prior.gradients() == 61 and prior.gradients([61, 5, 0]) == 66
+    points, _ = grid()
+    law = moments(normalised(prior.log_density(points)), points)
+    check(prior.sample(lambda: torch.randn(N, 2)), law, bias=0.0)
+
+
+def test_with_a_layer_held_the_exact_chain_follows_the_conditional():
+    prior = sharp("diffusion-ebm", "underdamped", objective="nce").using(chain="hmc", steps=61, theta=0.6)
+    mask, value = torch.tensor([True, False]), 0.8
+    points = torch.linspace(-5, 5, 801)[:, None]
+    line = torch.cat([torch.full_like(points, value), points], 1)
+    share = normalised(prior.log_density(line))
+    base = prior.stages(torch.full((N, 2), value), lambda: torch.randn(N, 2))
+    *_, u = prior.trajectory(lambda: torch.randn(N, 2), held=(mask, base))
+    assert (u[:, 0] == torch.tensor(value)).all()
+    check(u, moments(share, line), bias=1e-4)
