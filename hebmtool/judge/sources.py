@@ -143,10 +143,11 @@ def _drawn(
     """A prior with energies, and where its draws come to: held against what learning has kept of the posterior, or else
     a draw of it from each of `POSTERIOR` held-out images at most."""
     tallies: list[Tally] = []
+    pixels = recipe.evaluate.pixels
 
     def draw(number: int) -> Iterator[Tensor]:
         tallies[:] = [Tally(prior)]
-        return sample(prior, n, draw_seed(recipe, number), BATCH, steps=steps, tally=tallies[0])
+        return sample(prior, n, draw_seed(recipe, number), BATCH, steps=steps, pixels=pixels, tally=tallies[0])
 
     @cache
     def posterior() -> Mean | None:

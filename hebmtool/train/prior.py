@@ -155,7 +155,7 @@ def train_prior(
         if step >= config.iterations:
             average()
             averaged.stepping(None)
-            extra = origin | {STEPS: averaged.steps, TILT: posterior_tilt(averaged, recipe)}
+            extra = origin | {STEPS: averaged.steps, TILT: posterior_tilt(averaged, run, recipe)}
         checkpoint.save(path, ema.tensors | ground.tensors(), kind=kind, recipe=recipe, step=step, extra=extra)
 
     def show(step: int) -> None:
@@ -233,13 +233,13 @@ def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None)
 
 
 @torch.no_grad()
-def posterior_tilt(prior: Prior, recipe: Recipe) -> tuple[float, float] | None:
+def posterior_tilt(prior: Prior, run: Run, recipe: Recipe) -> tuple[float, float] | None:
     """(mean, standard error) of `log_tilt` on posterior u of test images, nats: what draws of the prior should come to.
     None of a single image.
 
     Held-out images, for F is higher where it was learned than where its own draws are.
     """
-    images, generator, found = data.load(recipe.data, "test"), prior.generator, []
+    (_, images), generator, found = split.both(run, recipe.data), prior.generator, []
     device = generator.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(recipe.prior_seed, "posterior tilt"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hebmtool.metrics.shares import NEIGHBOURS, Classes, counting, total_variation
+from hebmtool.metrics.shares import Classes, counting, total_variation
 
 RNG = np.random.default_rng(0)
 CENTRES = np.array([[0.0, 0], [10, 0], [0, 10]])
