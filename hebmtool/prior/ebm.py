@@ -135,8 +135,10 @@ class EnergyPrior(Prior):
         return watch
 
     def _angles(self, theta: float | Sequence[float]) -> Tensor:
-        each = [theta] * self.T if isinstance(theta, float) else theta
-        return torch.tensor(each, device=self.generator.device)
+        device = self.generator.device
+        if isinstance(theta, float):
+            return torch.full((self.T,), theta, device=device)
+        return torch.tensor(theta, device=device)
 
     # F
 
