@@ -17,8 +17,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from hebmtool import ranks, rows
 from hebmtool import recipe as recipes
-from hebmtool import rows
 from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
 from hebmtool.chains import Watch as ChainWatch
 from hebmtool.chains.hybrid import KICKS, longer
@@ -127,9 +127,8 @@ class EnergyPrior(Prior):
 
         def watch(u: Tensor, F: Tensor, slope: Tensor, taken: Tensor | None) -> None:
             if taken is not None:
-                counts, hits = theta.new_zeros(self.T), theta.new_zeros(self.T)
-                counts.index_add_(0, t, torch.ones_like(t, dtype=theta.dtype))
-                hits.index_add_(0, t, taken.to(theta.dtype))
+                seen = torch.stack([torch.ones_like(taken), taken]).to(theta.dtype)
+                counts, hits = ranks.total(theta.new_zeros(2, self.T).index_add_(1, t, seen))
                 theta.copy_(longer(theta, hits / counts.clamp(min=1), GAIN).where(counts > 0, theta))
 
         return watch

@@ -301,3 +301,13 @@ def test_with_a_layer_held_the_exact_chain_follows_the_conditional():
     *_, u = prior.trajectory(lambda: torch.randn(N, 2), held=(mask, base))
     assert (u[:, 0] == torch.tensor(value)).all()
     check(u, moments(share, line), bias=1e-4)
+
+
+def test_steps_follow_the_energies_while_learning():
+    """Levels that a batch does not have keep theirs; the others lengthen where all is taken."""
+    prior = sharp("diffusion-ebm", "hmc", objective="recovery", theta=0.1)
+    u, t = torch.randn(64, 2), torch.tensor([0, 2]).repeat(32)
+    for _ in range(10):
+        prior.negatives(u, t, lambda: torch.randn(64, 2), K=9, learning=True)
+    assert prior.steps[0] > 0.12 and prior.steps[2] > 0.12 and prior.steps[1] == pytest.approx(0.1)
+    assert not prior.ends_on_marginal  # chains from u_1 are what F is learned by
