@@ -4,6 +4,7 @@ All of it is best effort: a stderr that is full, closed, or a pipe whose reader 
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,7 +69,17 @@ def protect() -> None:
 
 def note(text: str) -> None:
     """One line on stderr, as written."""
-    stderr.print(text, markup=False, emoji=False, soft_wrap=True)
+    stderr.print(printable(text), markup=False, emoji=False, soft_wrap=True)
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text in which nothing steers a terminal: control characters but those `kept`, and those that turn the direction
+    of writing, are escapes.  Colours stay."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
+
+
+# Control characters, of which ESC also begins colours; and the marks of Unicode's bidirectional algorithm.
+_STEERING = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Bar:

@@ -6,6 +6,7 @@ import select
 import sys
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 
 import typer
 
@@ -45,21 +46,37 @@ def explain(error: BaseException, debug: bool, options: Collection[str] = ()) ->
         note(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _unread_stdout():
-        # The reader went away, as `head` does; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()  # the reader went away, as `head` does
         return 0
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | typer.Abort) or _interrupted(error):
         note("hebm: interrupted")
         return 130
     if out_of_memory(error):
         note(f"hebm: {_short_of_memory(error, options)}")
         return 1
     if isinstance(error, OSError):
+        if error.filename is None:
+            _discard_stdout()
         note(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
         return 1
     hint = "" if debug else "; run again with --debug for the traceback, and please report it"
     note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
     return 1
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt led to it: where one comes in the middle of a library, that may raise something else."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from complaining at exit of what could not be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unread_stdout() -> bool:

@@ -1,15 +1,13 @@
 """Commands that look at images: how likely they are, what the model makes of them, what it fills in."""
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hebmtool.cli import options, outputs
+from hebmtool.cli import options, outputs, streams
 from hebmtool.cli.failures import Unread, explain
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError, did_you_mean
@@ -20,6 +18,7 @@ MASKS = ("left", "right", "top", "bottom", "center", "random")
 # More than a screen, for its options are many; what it does is short.
 def ood_score(
     paths: options.Paths = None,
+    null: options.Null = False,
     layer: Annotated[
         int | None,
         typer.Option(
@@ -102,7 +101,7 @@ def ood_score(
         said = how | {"level": None if level == 1 else level, "seed": seed or None, "n": None if n == 300 else n}
         _print_separation(model, found, sink, as_json, outputs.name("ood", found.prior, **said, against=ood))
     else:
-        given = named(paths)
+        given = named(paths, null)
         _print_scores(model.score_stream(given, batch_size=batch_size, failed=unread, **how), unread, as_json)
     unread.leave()
 
@@ -134,6 +133,7 @@ def _print_scores(scores: Iterator, unread: Unread, as_json: bool) -> None:
 
 def reconstruct(
     paths: options.Paths = None,
+    null: options.Null = False,
     steps: options.InferenceSteps = None,
     n: Annotated[int, options.number("Test images taken when no PATH is given.")] = 16,
     fit: options.Fit = False,
@@ -168,7 +168,7 @@ def reconstruct(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    given = named(paths)
+    given = named(paths, null)
     found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 16 else n}
     name = outputs.name("reconstruct", found.prior, **said, steps=steps, fit=fit, seed=seed)
@@ -193,6 +193,7 @@ def _check_mask(mask: str) -> str:
 # More than a screen, for its options are many; what it does is short.
 def inpaint(
     paths: options.Paths = None,
+    null: options.Null = False,
     mask: Annotated[
         str,
         typer.Option(
@@ -243,7 +244,7 @@ def inpaint(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    given = named(paths)
+    given = named(paths, null)
     found = model.inpaint(given, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 8 else n}
     said |= {"draws": None if draws == 4 else draws, "damaged": damaged, "steps": steps, "fit": fit}
@@ -258,16 +259,13 @@ def inpaint(
     unread.leave()
 
 
-def named(paths: list[str] | None) -> Iterator[str] | None:
-    """The paths, with those on standard input, one a line, in place of -."""
+def named(paths: list[str] | None, null: bool) -> Iterator[str] | None:
+    """The paths, with those on standard input, one a line (or each ended by NUL), in place of -."""
+    if null and "-" not in (paths or ()):
+        raise UsageError("--null is of paths on standard input; name - among the paths, or leave it out")
     if not paths:
         return None
-    sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
-    return (name for path in paths for name in (_lines() if path == "-" else [path]))
-
-
-def _lines() -> Iterator[str]:
-    return (os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer if line.strip())
+    return (name for path in paths for name in (streams.paths(null) if path == "-" else [path]))
 
 
 def _write(found, made, sink: outputs.Sink | None, model, name: str) -> outputs.Sink:

@@ -12,6 +12,7 @@ from hebmtool.console import note
 
 def encode(
     paths: options.Paths = None,
+    null: options.Null = False,
     out: Annotated[str, options.out("An .npz.", default="latents.npz")] = "latents.npz",
     steps: options.InferenceSteps = None,
     n: Annotated[int, options.number("Test images taken when no PATH is given.")] = 16,
@@ -35,7 +36,7 @@ def encode(
     """
     path = outputs.file(out, force, "encode writes latents", ".npz")
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    found = model.encode(named(paths), n=n, steps=steps, seed=seed, fit=fit, failed=unread)
+    found = model.encode(named(paths, null), n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     found.save(path)
     for name in found.names:
         print(name)
@@ -71,6 +72,7 @@ def decode(
 
 def interpolate(
     paths: options.Paths = None,
+    null: options.Null = False,
     points: Annotated[int, typer.Option(min=3, help="Images of each way, ends included.")] = 9,
     steps: Annotated[
         int | None, typer.Option(min=0, help="Langevin steps of those between, on the prior.", show_default="10")
@@ -99,7 +101,7 @@ def interpolate(
     """
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    found = model.interpolate(named(paths), points, steps=steps, seed=seed, fit=fit, failed=unread)
+    found = model.interpolate(named(paths, null), points, steps=steps, seed=seed, fit=fit, failed=unread)
     if sink.one_picture:
         sink.write_picture(found.png())
     else:

@@ -10,6 +10,7 @@ import typer
 
 from hebmtool.cli import draw, images, latents, look, recipes, share, train
 from hebmtool.cli.failures import explain, hush
+from hebmtool.cli.streams import prepare
 from hebmtool.console import protect, stderr
 
 COMMANDS = {
@@ -72,6 +73,7 @@ def _options(arguments: list[str]) -> set[str]:
 def main() -> None:
     """Entry point: run the command, turn every failure into one sentence and an exit status."""
     protect()
+    prepare()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

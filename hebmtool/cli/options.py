@@ -328,6 +328,9 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+Null = Annotated[
+    bool, typer.Option("-0", "--null", help="Paths on stdin each end in NUL, as `find -print0` ends them.")
+]
 Fit = Annotated[
     bool, typer.Option("--fit", help="Bring images of another size or colour to the run's instead of refusing them.")
 ]
