@@ -1,9 +1,9 @@
 """The package as a whole, for a notebook, a program or the command line: each use one call, words for arguments.
 
-`model` loads a run and has every use of its prior as a method, whose results (`results`) show themselves; `train`
-makes runs, `judging` says what they reached, side by side, `sharing` gives them away.  The names are those of the
-commands.  Nothing is computed here: a function reads its words, calls the rooms below and puts what they found into one
-object.
+`model` loads a run and has every use of its prior as a method, whose results (`results`) show themselves; `train` makes
+runs (`planning`: what that will take), `judging` says what they reached, side by side, `sharing` gives them away.  The
+names are those of the commands.  Nothing is computed here: a function reads its words, calls the rooms below and puts
+what they found into one object.
 
 Names are imported on first use: what reads recipes or kept figures alone never waits for torch.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hebmtool.api.judging import report as report
     from hebmtool.api.model import Model as Model
     from hebmtool.api.model import load as load
+    from hebmtool.api.planning import plan as plan
     from hebmtool.api.sharing import export as export
     from hebmtool.api.sharing import pull as pull
     from hebmtool.api.sharing import push as push
@@ -33,6 +34,7 @@ PLACES = {
     "import_nvae": "hebmtool.api.train",
     "info": "hebmtool.api.judging",
     "load": "hebmtool.api.model",
+    "plan": "hebmtool.api.planning",
     "pull": "hebmtool.api.sharing",
     "push": "hebmtool.api.sharing",
     "report": "hebmtool.api.judging",

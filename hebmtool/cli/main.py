@@ -14,7 +14,7 @@ from hebmtool.cli.streams import prepare
 from hebmtool.console import protect, stderr
 
 COMMANDS = {
-    "Train": (train.train_vae, train.train_prior, train.import_nvae, train.demo),
+    "Train": (train.plan, train.train_vae, train.train_prior, train.import_nvae, train.demo),
     "Use": (draw.sample, draw.hier_sample, draw.controllable, images.ood_score, images.reconstruct, images.inpaint),
     "Latents": (latents.encode, latents.decode, latents.interpolate),
     "Look": (

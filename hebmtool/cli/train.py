@@ -10,6 +10,39 @@ from hebmtool.cli import options
 from hebmtool.console import note
 
 
+def plan(
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="h100, h200, a100, l4 or rtx4090.")] = "h100",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, max=100_000, help="How many; they share the batch.")] = 1,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", min=0.001, max=1, help="Share of their peak arithmetic, an assumption.")
+    ] = 0.2,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Make two updates of each stage on this machine as well, on noise.")
+    ] = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+) -> None:
+    """Say what a recipe's training will take, before anything is spent: arithmetic, memory, disk, hours.
+
+    Nothing is read or downloaded, and without `--measure` nothing is computed but shapes.  The memory of kernels' own
+    workspaces is not counted.
+
+    Examples:
+
+        hebm plan digits --gpus 8
+        hebm plan digits --measure --json
+    """
+    from hebmtool import recipe as recipes
+
+    settings = recipes.load(recipe, overrides or [])
+    from hebmtool import api
+
+    found = api.plan(settings, gpu, gpus, utilisation, measure, device)
+    print(json.dumps(found.figures()) if as_json else found)
+
+
 def train_vae(
     recipe: options.Recipe,
     overrides: options.Overrides = None,

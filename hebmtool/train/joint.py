@@ -76,7 +76,7 @@ def joint_loss(generator: Generator, prior: Prior, x: Tensor) -> tuple[Tensor, d
     # Of the height at the prior's draws only the gradient, that of log Z, belongs to the bound.
     loss = -(log_px - kl + F).mean() + (height - height.detach()).mean() + energy
     found = {"elbo": log_px - kl, "log_px": log_px, "kl": kl, "F_posterior": F, "F_prior": F_minus}
-    return loss, figures | {name: value.mean().item() for name, value in found.items()}
+    return loss, figures | {name: value.detach().mean() for name, value in found.items()}
 
 
 # Longer than a screen: the training reads from top to bottom in one place.
