@@ -39,6 +39,7 @@ def models(as_json: options.JsonLines = False) -> None:
     Examples:
 
         hebm models
+        hebm models --json
     """
     from hebmtool.run import listing
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 from children import ONE_THREAD
 
+from hebmtool.cli.main import COMMANDS as MAIN
 from hebmtool.cli.main import app
 
 COMMANDS = typer.main.get_command(app).commands
@@ -69,7 +70,7 @@ def test_the_overview_names_every_command_once(text):
     lines = text(100)
     found = [match.group(1) for line in lines if (match := re.match(r"│ ([a-z][a-z-]*)  ", line))]
     assert sorted(found) == sorted(COMMANDS)
-    assert [line.strip("╭─╮ ") for line in lines if line.startswith("╭")] == ["Options", "Train", "Use", "Look"]
+    assert [line.strip("╭─╮ ") for line in lines if line.startswith("╭")] == ["Options", *MAIN]
 
 
 def test_a_bare_command_shows_help_and_is_a_wrong_request(hebm):
