@@ -79,7 +79,8 @@ class Model(Drawing, Looking, Coding):
     generator: `hebmtool.generator.Generator`, which turns them into images.
 
     Arguments that several methods share:
-        n, seed: how many, and of what noise; what image i of a seed sees is the same at any n and batch_size.
+        n, seed: how many, and of what noise; what image i of a seed sees is the same at any n and batch_size;
+            in bf16 what it becomes is so up to rounding.
         temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
         steps: Langevin steps, of every level or of each (least noise first); the prior's own when None.
         chain, settings: draw by another chain than the prior was learned with, "langevin", "preconditioned" or

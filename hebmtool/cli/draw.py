@@ -14,7 +14,7 @@ from hebmtool.errors import UsageError
 # More than a screen, for its options are many; what it does is short.
 def sample(
     n: Annotated[int, options.number("Number of images.")] = 64,
-    seed: Annotated[int, options.seed("Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    seed: Annotated[int, options.seed(options.SAME_IMAGE)] = 0,
     progressive: Annotated[
         bool, typer.Option("--progressive", help="A strip per image: decoded u_T ... u_0, noise to the left.")
     ] = False,
@@ -36,7 +36,9 @@ def sample(
     ] = None,
     columns: Annotated[
         int | None,
-        typer.Option(min=1, help="Columns of the grid.", show_default="square", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            min=1, max=options.MOST, help="Columns of the grid.", show_default="square", rich_help_panel=options.OUTPUT
+        ),
     ] = None,
     force: options.Force = False,
     as_json: Annotated[
@@ -172,7 +174,7 @@ def controllable(
         bool, typer.Option("--across-layers", help="Resample one layer at a time: which of them carry the label?")
     ] = False,
     n: Annotated[int, options.number("Images for each condition.")] = 64,
-    seed: Annotated[int, options.seed("Image i of a seed is the same at any -n and --batch-size.")] = 0,
+    seed: Annotated[int, options.seed(options.SAME_IMAGE)] = 0,
     judged: Annotated[
         bool, typer.Option("--report/--no-report", help="Judge the samples by a classifier of real images.")
     ] = True,

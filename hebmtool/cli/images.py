@@ -47,9 +47,12 @@ def ood_score(
             **options.one_of("--scheme", "inference", "diffusion"),
         ),
     ] = None,
-    level: Annotated[int, typer.Option(min=1, help="Noise level of the diffusion scheme.")] = 1,
+    level: Annotated[int, typer.Option(min=1, max=options.MOST, help="Noise level of the diffusion scheme.")] = 1,
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Posterior draws averaged per image.", show_default="4; 1 for a flow run")
+        int | None,
+        typer.Option(
+            min=1, max=options.MOST, help="Posterior draws averaged per image.", show_default="4; 1 for a flow run"
+        ),
     ] = None,
     auroc: Annotated[
         bool, typer.Option("--auroc", help="Hold the scores against out-of-distribution sets, at every cut.")
@@ -204,7 +207,7 @@ def inpaint(
             "an .npy or .npz of one mask, or of one per image.",
         ),
     ] = "center:0.5",
-    draws: Annotated[int, typer.Option(min=1, help="Completions of each image.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, max=options.MOST, help="Completions of each image.")] = 4,
     damaged: Annotated[
         bool,
         typer.Option("--damaged", help="What stands at hidden pixels is not the original: no errors, no last row."),
@@ -289,7 +292,10 @@ def flow_match(
     run: options.RunNamed = None,
     n: Annotated[int, options.number("Test images to infer.", least=16)] = 256,
     steps: Annotated[
-        int | None, typer.Option(min=0, help="Langevin steps of inference.", show_default="as many as in learning")
+        int | None,
+        typer.Option(
+            min=0, max=options.MOST, help="Langevin steps of inference.", show_default="as many as in learning"
+        ),
     ] = None,
     out: Annotated[str | None, options.out("A .png for the picture.", "in the run's samples")] = None,
     force: options.Force = False,

@@ -73,9 +73,10 @@ def decode(
 def interpolate(
     paths: options.Paths = None,
     null: options.Null = False,
-    points: Annotated[int, typer.Option(min=3, help="Images of each way, ends included.")] = 9,
+    points: Annotated[int, typer.Option(min=3, max=options.MOST, help="Images of each way, ends included.")] = 9,
     steps: Annotated[
-        int | None, typer.Option(min=0, help="Langevin steps of those between, on the prior.", show_default="10")
+        int | None,
+        typer.Option(min=0, max=options.MOST, help="Langevin steps of those between, on the prior.", show_default="10"),
     ] = None,
     seed: Annotated[int, options.seed("Of the posterior draws and the chains.")] = 0,
     fit: options.Fit = False,

@@ -89,7 +89,9 @@ def evaluate(
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
-    samples: Annotated[int | None, typer.Option(min=2, help="Images per set.", show_default="the recipe's")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=options.MOST, help="Images per set.", show_default="the recipe's")
+    ] = None,
     features: Annotated[
         str | None, typer.Option(help="Feature network: safetensors, .pt or .pt2.", show_default="the recipe's")
     ] = None,
@@ -112,7 +114,9 @@ def evaluate(
             **options.one_of("--reference", "test", "train"),
         ),
     ] = "test",
-    repeats: Annotated[int, typer.Option(min=1, help="Independent draws; figures are their mean.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=options.MOST, help="Independent draws; figures are their mean.")
+    ] = 1,
     seed: Annotated[int | None, options.seed("Of the draws.", "the recipe's")] = None,
     likelihood: Annotated[
         bool, typer.Option("--likelihood", help="Also bits per dimension under each prior, and nats per layer.")
@@ -233,7 +237,9 @@ def report(
 def diagnose(
     run: options.RunNamed = None,
     prior: options.Prior = None,
-    samples: Annotated[int, typer.Option(min=20, help="Draws of each law in the two-sample tests.")] = 500,
+    samples: Annotated[
+        int, typer.Option(min=20, max=options.MOST, help="Draws of each law in the two-sample tests.")
+    ] = 500,
     steps: Annotated[
         int | None,
         typer.Option(

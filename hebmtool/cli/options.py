@@ -239,12 +239,18 @@ ReadjustTemperature = Annotated[
 # What is drawn, and how -----------------------------------------------------------------------------------------------
 
 
+SAME_IMAGE = "Image i of a seed is the same at any -n and --batch-size; with --fast up to the rounding of bf16."
+
+# No one draws as many, or goes as far; a number mistyped would take for ever, or more than a machine can count to.
+MOST, LARGEST_SEED = 10**9, 2**63 - 1
+
+
 def number(help: str, least: int = 1, default: str | bool = True) -> object:
-    return typer.Option("-n", "--number", min=least, help=help, show_default=default)
+    return typer.Option("-n", "--number", min=least, max=MOST, help=help, show_default=default)
 
 
 def seed(help: str, default: str | bool = True) -> object:
-    return typer.Option("--seed", min=0, help=help, show_default=default)
+    return typer.Option("--seed", min=0, max=LARGEST_SEED, help=help, show_default=default)
 
 
 def prior(help: str, default: str) -> object:
@@ -257,12 +263,19 @@ Prior = Annotated[str | None, prior("gaussian, ebm, diffusion-ebm or flow.", "th
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--steps", min=0, help="Langevin steps per level.", show_default="the prior's own", rich_help_panel=CHAIN
+        "--steps",
+        min=0,
+        max=MOST,
+        help="Langevin steps per level.",
+        show_default="the prior's own",
+        rich_help_panel=CHAIN,
     ),
 ]
 InferenceSteps = Annotated[
     int | None,
-    typer.Option("--steps", min=0, help="Langevin steps of inference.", show_default="what the kind of run needs"),
+    typer.Option(
+        "--steps", min=0, max=MOST, help="Langevin steps of inference.", show_default="what the kind of run needs"
+    ),
 ]
 Temperature = Annotated[
     float,
@@ -315,7 +328,9 @@ Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped 
 Persistence = Annotated[
     float | None, _setting("persistence", "Momentum of the underdamped chain that survives a step, from 0 to below 1.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images drawn at a time.", rich_help_panel=WHERE)]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, max=MOST, help="Images drawn at a time.", rich_help_panel=WHERE)
+]
 
 
 # Images that are given ------------------------------------------------------------------------------------------------

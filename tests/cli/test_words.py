@@ -155,3 +155,19 @@ def test_a_folder_of_pictures_is_written_without_waiting_for_the_disk(tmp_path, 
     assert len(list((tmp_path / "folder").iterdir())) == 3 and not synced
     Sink(str(tmp_path / "grid.png")).write([torch.zeros(3, 1, 8, 8, dtype=torch.uint8)])
     assert len(synced) == 2  # the file, and the folder that names it
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["sample", "-n"], ["sample", "--batch-size"], ["sample", "--columns"], ["sample", "--seed"]]
+    + [
+        ["ood-score", "a.png", "--draws"],
+        ["ood-score", "a.png", "--level"],
+        ["evaluate", "--samples"],
+        ["inpaint", "-n"],
+    ],
+)
+def test_numbers_that_would_take_for_ever_are_refused(hebm, words):
+    for number in (2**63, 10**400):
+        status, _, err = hebm(*words, number)
+        assert status == 2 and words[-1] in (said := one_sentence(err)) and "less than or equal to" in said
