@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def digest(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise HebmError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def regular(path: str | Path) -> Path:
+    """The path, of a file that can be read to its end.  Raises OSError where it is none: a FIFO would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> None:

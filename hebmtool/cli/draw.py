@@ -237,7 +237,7 @@ def _check_layers(layer: str | None, every: bool, vary: str | None, images: list
     if (layer is None) != every:
         found = "both are given" if every else "neither is given"
         raise UsageError(f"say what to resample by --layer or by --all; {found}")
-    if layer is not None and re.fullmatch(r"\d+(:\d+)?", layer) is None:
+    if layer is not None and re.fullmatch(r"\d{1,4}(:\d{1,4})?", layer) is None:
         raise UsageError(f"--layer is '{layer}'; give a layer's number, as 5, or a range of them, as 2:5")
     if every and vary is not None:
         raise UsageError("--vary chooses layers around --layer, and --all resamples each part in turn; drop one")

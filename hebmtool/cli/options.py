@@ -48,7 +48,7 @@ def _check_temperature(temperature: float) -> float:
 
 
 def _check_device(name: str) -> str:
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name) is None:
         raise UsageError(f"--device is '{name}'; choose of auto, cpu, cuda and cuda:N")
     return name
 

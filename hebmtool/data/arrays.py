@@ -33,6 +33,8 @@ def read_array(path: str | Path) -> np.ndarray:
 
 def opened_arrays(path: Path, split: Split) -> tuple[dict[str, str], dict[str, np.ndarray], bool]:
     """Role -> key, role -> array, and whether to hold out (`_array_keys`), of an .npz or .npy."""
+    if not path.is_file():  # a FIFO would be waited for
+        raise HebmError(f"{path} is no regular file; give an .npz or .npy file")
     try:
         # No pickles: they run code. A bare array stays on disk.
         opened = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -41,13 +43,16 @@ def opened_arrays(path: Path, split: Split) -> tuple[dict[str, str], dict[str, n
                 keys, hold_out = _array_keys(opened.files, path, split)
                 _check_unpacked(opened, keys.values(), path)
                 arrays = {role: opened[key] for role, key in keys.items()}
+                if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                    raise ValueError("a member of it is no array")
         else:
             keys, arrays, hold_out = {"x": "the array"}, {"x": opened}, True
     except HebmError:
         raise
     except Exception as error:  # numpy raises whatever zipfile, pickle or its header parser did
         # Whatever is not numpy's own, numpy takes for a pickle, and says how to load it unsafely.
-        reason = "it is none, or holds Python objects" if "pickle" in str(error) else first_sentence(error)
+        pickled = "pickle" in str(error) or "Python objects" in str(error)
+        reason = "it is none, or holds Python objects" if pickled else first_sentence(error)
         raise HebmError(
             f"{path} cannot be read as an .npz or .npy file of plain arrays ({reason}); save it with "
             "numpy.savez or numpy.save"

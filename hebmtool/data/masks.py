@@ -156,6 +156,8 @@ def _array(path: str, size: tuple[int, int]) -> Tensor:
     try:
         found = np.load(path, allow_pickle=False)
         array = found if isinstance(found, np.ndarray) else found[found.files[0]]
+        if not isinstance(array, np.ndarray):
+            raise ValueError("no array")
     except Exception as error:  # numpy raises whatever zipfile, pickle or its header parser did
         raise HebmError(f"{path} cannot be read as an .npy or .npz of masks; save it with numpy.save") from error
     if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or not array.size:

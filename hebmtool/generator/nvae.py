@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hebmtool import files
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError
 from hebmtool.generator.layers import AutoregressiveShift, BNSwishConv, Cell, Conv, InvertedResidual, SkipDown, SkipUp
@@ -181,7 +182,7 @@ def read(path: Path) -> Any:
         HebmError: it cannot be read, is damaged, or would execute something.
     """
     try:
-        with open(path, "rb") as file:
+        with open(files.regular(path), "rb") as file:
             mappable = zipfile.is_zipfile(file)  # before torch 1.6 files were no archives
     except OSError as error:
         raise HebmError(f"the checkpoint {path} cannot be read ({error.strerror}); give a readable file") from error

@@ -194,6 +194,8 @@ def _parse(source: str, where: str) -> Any:
                 f"recipe at most {MOST_VALUES:,}; write out what they stand for"
             )
         return loader.construct_document(tree)
+    except HebmError:
+        raise
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -5,6 +5,7 @@ the run: what was trained last, with remarks on what the other checkpoints were 
 """
 
 import json
+import os
 from pathlib import Path
 
 from hebmtool.errors import HebmError
@@ -24,7 +25,7 @@ def named(word: object, root: str | Path) -> Run | None:
     if not isinstance(word, str | Path) or str(word) in names():
         return None
     path = Path(word)
-    if path.name == "recipe.yaml" and path.parent.resolve().parent == Path(root).resolve():
+    if path.name == "recipe.yaml" and os.path.dirname(os.path.realpath(path.parent)) == os.path.realpath(root):
         path = path.parent
     if path.is_file():
         return None

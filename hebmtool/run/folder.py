@@ -12,6 +12,7 @@ runs/NAME/
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.name = self.path.resolve().name
+        self.name = Path(os.path.realpath(self.path)).name  # `resolve` raises on links in a circle
         self.data_path: str | None = None  # where the images are now, if not where the recipe says
         self._lock: FileLock | None = None
         self._figures_lock = FileLock(self.path / ".figures.lock")

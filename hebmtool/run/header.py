@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from hebmtool.errors import HebmError, UsageError
-from hebmtool.files import digest
+from hebmtool.files import digest, regular
 from hebmtool.recipe import Recipe, from_dict, written
 from hebmtool.recipe.mistakes import told
 from hebmtool.recipe.words import KINDS
@@ -171,7 +171,7 @@ def package_version() -> str:
 def opened(path: Path, framework: str = "numpy") -> Iterator[tuple[safe_open, Header]]:
     """The open file, whose tensors come as `framework`'s, and its header.  Raises `HebmError` as `load` does."""
     try:
-        with open(path, "rb"):
+        with open(regular(path), "rb"):
             pass
     except FileNotFoundError as error:
         raise HebmError(f"there is no checkpoint {path}; check the path, or train it first") from error

@@ -290,7 +290,7 @@ def _wrong(path: Path, what: str) -> HebmError:
 def last_time(path: Path) -> float | None:
     """When the last record of metrics.jsonl was written, in seconds since 1970; None where none says."""
     try:
-        with open(path, "rb") as file:
+        with open(files.regular(path), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST))
             lines = file.read().splitlines()
     except OSError:

@@ -44,7 +44,7 @@ BASE = (214, 39, 40)  # the frame's colour
 
 def parse(text: str) -> tuple[int, int]:
     """(lowest, highest) layer number of "K" or "A:B".  Raises UsageError."""
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+    found = re.fullmatch(r"(\d{1,4})(?::(\d{1,4}))?", text.strip())
     if found is None:
         raise UsageError(f"layer is '{text}'; give a layer's number, as 5, or a range of them, as 2:5")
     ends = [int(end) for end in found.groups() if end is not None]

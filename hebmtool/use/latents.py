@@ -58,7 +58,7 @@ class Latents:
     def load(cls, path: str | Path) -> "Latents":
         """What `save` wrote.  Raises HebmError where the file is something else, or what it holds does not fit."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(files.regular(path), allow_pickle=False) as file:
                 found = {name: file[name] for name in ARRAYS}
         except OSError as error:
             raise HebmError(f"could not read {path}: {error.strerror or error}") from error
