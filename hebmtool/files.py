@@ -29,7 +29,10 @@ def digest(path: str | Path) -> str:
 
 def regular(path: str | Path) -> Path:
     """The path, of a file that can be read to its end.  Raises OSError where it is none: a FIFO would be waited for."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return Path(path)
 

@@ -40,7 +40,7 @@ def keys(pattern: str | None = None) -> list[Key]:
         return every
     try:
         wanted = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"{show(pattern)} is no regular expression: {error}; a word such as lr is one") from None
     found = [key for key in every if wanted.search(key.name) or wanted.search(key.description)]
     if not found:

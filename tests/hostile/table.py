@@ -256,6 +256,46 @@ NUMBERS = [
 """All of them are wrong requests, and end with 2."""
 
 
+OTHERS = [
+    (("plan",), 2, "RECIPE"),
+    (("plan", "nosuch"), 2, "no recipe file"),
+    (("plan", "digits", "--set", "prior.levels=1"), 2, "at least 2"),
+    (("demo", "--device", "tpu"), 2, "--device"),
+    (("runs", "word"), 2, "word"),
+    (("runs", "--runs", "absent"), -1, ""),
+    (("models", "word"), 2, "word"),
+    (("export", "absent"), 1, "no run"),
+    (("export", "digits", "--out", "good.png"), 1, "exists"),
+    (("export", "header-format", "--out", "given"), 1, "hebm: "),
+    (("push", "absent", "somebody/model"), 1, "no run|hebm: "),
+    (("push", "digits", "not an address"), 2, "hebm: "),
+    (("pull",), 2, "hebm: "),
+    (("pull", ""), 2, "hebm: "),
+    (("pull", "not an address"), 2, "hebm: "),
+    (("pull", "hf://"), 2, "hebm: "),
+    (("recipes", "keys", "["), 2, "hebm: "),
+    (("recipes", "keys", "(" * 999), 2, "hebm: "),
+    (("recipes", "new"), 2, "hebm: "),
+    (("recipes", "new", "../up"), 2, "hebm: "),
+    (("recipes", "new", "a/b"), 2, "hebm: "),
+    (("recipes", "check", "good.png"), 2, "not a recipe"),
+    (("recipes", "check", "absent.yaml"), 2, "no recipe file"),
+    (("recipes", "check", "digits", "--set", "seed=x"), 2, "seed is 'x'"),
+    (("recipes", "schema", "word"), 2, "word"),
+    (("report", "tensors-nan"), 1, "not finite"),
+    (("report", "header-recipe-list"), 1, "hebm: "),
+    (("diagnose", "tensors-inf"), 1, "not finite"),
+    (("diagnose", "tensors-cut", "--only", "chains"), 1, "cut short"),
+    (("evaluate", "tensors-nan"), 1, "not finite"),
+    (("evaluate", "header-kind"), 1, "hebm: "),
+    (("flow-match", "digits"), -1, "hebm: "),
+    (("flow-match", "absent"), 1, "no run"),
+    (("train-prior", "absent.yaml"), 2, "recipe"),
+    (("train-prior", "digits", "--set", "prior.kind=gaussian"), 2, "no training"),
+    (("train-prior", "digits", "--set", "evaluate.features=words.pt"), 1, "hebm: "),
+]
+
+
 def runs() -> list[Entry]:
     """Damaged runs, by what they are opened for."""
     found: list[Entry] = []
@@ -321,7 +361,7 @@ def entries() -> list[Entry]:
             "pipe.png": "hebm: ",
         }.items()
     ]
-    return found + runs()
+    return found + runs() + OTHERS
 
 
 def _sets(*texts: str) -> list[str]:
