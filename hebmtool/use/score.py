@@ -251,9 +251,9 @@ def calibration(images: data.Images) -> int:
 
 
 def default_cut(scorer: Scorer, test: data.Images) -> tuple[int, list[float] | None]:
-    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Where there is
-    only one, that."""
-    if len(scorer.cuts) == 1:
+    """`blind_cut` on the first test images, one draw each; of the energy at u_0, for either scheme.  Without
+    an encoder, or of log p(x, z), there is only one, and nothing to choose it by."""
+    if not scorer.prior.generator.has_encoder or scorer.score == "joint":
         return scorer.cuts[0], None
     first = calibration(test)
     if first < 2:
