@@ -10,18 +10,25 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from hebmtool import ranks
 from hebmtool.errors import HebmError, UsageError
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:N".
 
+    Of several processes (`hebmtool.ranks`), which meet here, each on a machine takes a GPU of its own.
+
     Raises:
-        UsageError: the word is none of these.
+        UsageError: the word is none of these, or a number is given to several processes.
         HebmError: CUDA is asked for and absent.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.world() > 1:
+        if ":" in name:
+            raise UsageError(f"device '{name}' has a number, but every process takes a GPU of its own; leave it out")
+        name = f"cuda:{ranks.local_rank()}" if name == "cuda" else name
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise UsageError(f"unknown device '{name}'; allowed are auto, cpu, cuda and cuda:N")
@@ -35,7 +42,9 @@ def pick_device(name: str = "auto") -> torch.device:
                 f"device '{name}' was asked for but torch sees {torch.cuda.device_count()} CUDA GPU(s), "
                 f"numbered from 0; use one of those"
             )
-    return torch.device(name)
+    device = torch.device(name)
+    ranks.join(device)
+    return device
 
 
 def keep_memory() -> None:

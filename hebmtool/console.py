@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
+from hebmtool import ranks
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -67,9 +69,10 @@ def protect() -> None:
         sys.stderr = BestEffort(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
 
 
-def note(text: str) -> None:
-    """One line on stderr, as written."""
-    stderr.print(printable(text), markup=False, emoji=False, soft_wrap=True)
+def note(text: str, everywhere: bool = False) -> None:
+    """One line on stderr, as written; of several processes the first's alone, or every one's with `everywhere`."""
+    if everywhere or ranks.is_first():
+        stderr.print(printable(text), markup=False, emoji=False, soft_wrap=True)
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -118,7 +121,9 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         bar.TimeRemainingColumn(),
         bar.TextColumn("{task.fields[text]}"),
     )
-    with bar.Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    with bar.Progress(
+        *columns, console=stderr, transient=True, disable=not (stderr.is_terminal and ranks.is_first())
+    ) as bars:
         task = bars.add_task(title, total=total, completed=done, text="")
         _shown.append(bars)
         try:

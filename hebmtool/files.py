@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from hebmtool import ranks
 from hebmtool.errors import HebmError
 
 
@@ -47,6 +48,8 @@ def append_line(path: str | Path, text: str) -> None:
 
     Raises `HebmError` when it cannot be written; the file then ends where it ended.
     """
+    if not ranks.is_first():
+        return
     path, before = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,16 +125,19 @@ def link_over(source: Path, target: Path) -> None:
         raise _unwritable(target, source.stat().st_size, error) from error
 
 
-def write_bytes(path: str | Path, *parts: bytes | memoryview, durable: bool = True) -> None:
+def write_bytes(path: str | Path, *parts: bytes | memoryview, durable: bool = True, by_any: bool = False) -> None:
     """Write the parts, one after another, beside `path`, then rename: whatever happens to the process, `path` holds the
     old content or all of the new.
 
     Arguments:
         durable: whether it is on the disk on return, so that this holds when the machine stops, too.  Of a set of many
             files, which can be made again, it takes longer than they do.
+        by_any: whether any of several processes may write it, and not the first alone.
 
     Raises `HebmError` when it cannot be written; the temporary is removed.
     """
+    if not (by_any or ranks.is_first()):
+        return
     path = Path(path)
     # The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -11,6 +11,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,8 +27,13 @@ PATIENCE = timedelta(hours=6)
 """The others wait for so long while the first judges or draws pictures; a dead process is torchrun's to find."""
 
 
+_alone = False
+
+
 def world() -> int:
-    """How many processes there are."""
+    """How many processes there are; within work that one process does alone, one."""
+    if _alone:
+        return 1
     return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else 1
 
 
@@ -101,6 +107,26 @@ def total(x: "torch.Tensor") -> "torch.Tensor":
     return x
 
 
+def totals(each: "list[torch.Tensor]") -> "list[torch.Tensor]":
+    """`total` of several tensors, in one reduction, in the first one's type and place."""
+    import torch
+
+    summed = total(torch.cat([x.flatten().to(each[0]) for x in each])).split([x.numel() for x in each])
+    return [s.view(x.shape) for s, x in zip(summed, each, strict=True)]
+
+
+def largest(number: int) -> int:
+    """The largest of every process's number; no accelerator is waited for."""
+    if world() == 1:
+        return number
+    import torch
+    from torch import distributed
+
+    found = torch.tensor(number)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def gathered(x: "torch.Tensor") -> "list[torch.Tensor]":
     """Every process's x, in order; they have one shape."""
     if world() == 1:
@@ -138,7 +164,7 @@ def spread(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
     from torch import distributed
 
     while group := list(islice(items, size)):
-        mine = _tried(lambda: work(group[rank()])) if rank() < len(group) else (None, None)
+        mine = _tried(partial(work, group[rank()])) if rank() < len(group) else (None, None)
         found: list = [None] * size
         distributed.all_gather_object(found, mine)
         yield from _agreed(found)[: len(group)]
@@ -156,10 +182,15 @@ def everywhere(error: HebmError) -> HebmError:
 
 
 def _tried(work: Callable[[], R]) -> tuple[R | None, HebmError | None]:
+    """What work comes to in this process alone: within it there are no others to share anything with."""
+    global _alone
+    _alone = True
     try:
         return work(), None
     except HebmError as error:
         return None, error
+    finally:
+        _alone = False
 
 
 def _agreed(outcomes: list[tuple]) -> list:

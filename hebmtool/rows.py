@@ -19,12 +19,14 @@ from hebmtool.errors import UsageError
 
 @dataclass(frozen=True)
 class Part:
-    """Rows start .. stop - 1 of a batch of `total`; `beside`: how many each process computes of them meanwhile."""
+    """Rows start .. stop - 1 of a batch of `total`, computed in this `turn`, from 0; `beside`: how many each process
+    computes in it."""
 
     total: int
     start: int
     stop: int
     beside: tuple[int, ...]
+    turn: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -32,6 +34,12 @@ class Part:
     @property
     def rows(self) -> slice:
         return slice(self.start, self.stop)
+
+    @property
+    def rows_beside(self) -> slice:
+        """Of what all processes compute in this turn."""
+        first = self.start - sum(self.beside[: ranks.rank()])
+        return slice(first, first + sum(self.beside))
 
     @property
     def share(self) -> float:
@@ -50,19 +58,30 @@ def parts(total: int, accumulate: int = 1) -> list[Part]:
     Raises:
         UsageError: there are not as many rows.
     """
-    world, rank = ranks.world(), ranks.rank()
-    if total < world * accumulate:
+    if total < ranks.world() * accumulate:
         raise UsageError(
-            f"a batch of {total} images cannot be split over {world} process(es) in {accumulate} turn(s); set a larger "
-            "batch_size, a smaller accumulate, or start fewer processes"
+            f"a batch of {total} images cannot be split over {ranks.world()} process(es) in {accumulate} turn(s); set "
+            "a larger batch_size, a smaller accumulate, or start fewer processes"
         )
     found, start = [], 0
-    for turn in _sizes(total, accumulate):
-        beside = _sizes(turn, world)
-        first = start + sum(beside[:rank])
-        found.append(Part(total, first, first + beside[rank], tuple(beside)))
-        start += turn
+    for turn, size in enumerate(_sizes(total, accumulate)):
+        beside = _sizes(size, ranks.world())
+        first = start + sum(beside[: ranks.rank()])
+        found.append(Part(total, first, first + beside[ranks.rank()], tuple(beside), turn))
+        start += size
     return found
+
+
+def divided(total: int) -> Part:
+    """This process's part of `total` rows, which may be none."""
+    beside = _sizes(total, ranks.world())
+    start = sum(beside[: ranks.rank()])
+    return Part(total, start, start + beside[ranks.rank()], tuple(beside))
+
+
+def whole(total: int) -> Part:
+    """All rows, in every process."""
+    return Part(total, 0, total, (total,))
 
 
 def _sizes(total: int, n: int) -> list[int]:
@@ -78,6 +97,11 @@ def current() -> Part | None:
     return _current
 
 
+def first_turn() -> bool:
+    """Whether what is done once a batch is to be done now."""
+    return _current is None or _current.turn == 0
+
+
 @contextmanager
 def computing(part: Part) -> Iterator[Part]:
     """Within the block, what is drawn is drawn for this part.  Of a batch that is computed whole nothing is made."""
@@ -87,6 +111,24 @@ def computing(part: Part) -> Iterator[Part]:
         yield part
     finally:
         _current = before
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows, x: [N, ...], of every process in this turn, one after another."""
+    if _current is None or len(_current.beside) == 1:
+        return x
+    room = x.new_zeros(max(_current.beside), *x.shape[1:])
+    room[: len(x)] = x
+    return torch.cat([found[:n] for found, n in zip(ranks.gathered(room), _current.beside, strict=True)])
+
+
+def mean_beside(x: Tensor) -> Tensor:
+    """The mean of x [N, ...] over the rows of every process in this turn, whose gradient is that of the mean over its
+    own: weighted by its share, they add up to the whole's."""
+    mean = x.mean(0)
+    if _current is None or len(_current.beside) == 1:
+        return mean
+    return mean + (ranks.total(_current.share_beside * mean.detach()) - mean.detach())
 
 
 # What torch draws, for the part being computed ------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def descend(tmp_path, module, loss, parts=(), by=torch.optim.SGD):
         for _ in updates:
             with accelerated():
                 found = loss()
-                norms = updates.descend(found, optimizer, module, ema, "the.knob", parts)
+                updates.add(found)
+                norms = updates.descend(optimizer, module, ema, "the.knob", parts)
             break
     assert norms.device == found.device == META and norms.shape == (max(1, len(parts)),)
 

@@ -66,9 +66,10 @@ class Drawing(Loaded):
         fast: bool = False,
         batch_size: int = 64,
         pixels: str | None = None,
+        only: Sequence[int] | None = None,
         **settings: object,
     ) -> Iterator[Pictures]:
-        """The same images a batch at a time, in bounded memory.
+        """The same images a batch at a time, in bounded memory; of the n only those of these numbers, where given.
 
         >>> [len(batch) for batch in model.batches(100, batch_size=48)]
         [48, 48, 4]
@@ -76,11 +77,11 @@ class Drawing(Loaded):
         numbers = {"n": n, "seed": seed, "temperature": temperature, "batch_size": batch_size}
         prior, steps = self._drawn_by(steps, chain, fast, settings, **numbers)
         pixels = sampling.check_pixels(pixels or self.recipe.evaluate.pixels)
-        return self._told(prior, n, seed, batch_size, temperature, steps, pixels)
+        return self._told(prior, n, seed, batch_size, temperature, steps, pixels, only)
 
     def _told(self, prior: Prior, *how: object) -> Iterator[Pictures]:
         """Samples; then whether they have come where they should, which at another temperature is elsewhere."""
-        self.arrival, tally = None, Tally(prior) if prior.T else None
+        self.arrival, tally = None, Tally(prior) if prior.T and how[-1] != [] else None
         yield from map(Pictures, sampling.sample(prior, *how, tally))
         if tally is not None:
             self.arrival = tally.arrival()

@@ -13,6 +13,7 @@ from hebmtool.judge.sources import drawn_by, given
 from hebmtool.prior import Prior, Steps
 from hebmtool.run.again import trained_with
 from hebmtool.run.folder import Run
+from hebmtool.run.header import contents
 
 
 class Loaded:
@@ -36,6 +37,11 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         return self.generator.device
+
+    def checkpoints(self) -> dict[str, str]:
+        """Digests of the contents of the run's files that the model is made of, by their names."""
+        paths = self.run.generator_path, self.run.prior_path(self.prior.kind)
+        return {path.name: contents(path) for path in paths if path.is_file()}
 
     @cached_property
     def _fast(self) -> Prior:

@@ -13,6 +13,7 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.recipe import NAME, Recipe
 from hebmtool.run import again as again_in
 from hebmtool.run.folder import Run
+from hebmtool.run.launch import begun
 
 Overrides = Sequence[str] | Mapping[str, object]
 """Keys of a recipe and their values, {"prior.levels": 6}, or the texts "prior.levels=6", values in YAML."""
@@ -81,6 +82,9 @@ def train_vae(
         rewind: go on from the checkpoint before that, from which training went on without trouble.
         data_path: where the images are, in place of the recipe's `data.path`.
 
+    Under torchrun the processes share every update's batch, with the result of one; started again by it after one of
+    them has died, they go on from what was saved.
+
     Returns the run.  SIGINT, SIGTERM and SIGHUP save and stop after the current update.
 
     Raises:
@@ -95,7 +99,8 @@ def train_vae(
     from hebmtool.compute import pick_device
     from hebmtool.train.vae import train_vae as train
 
-    where, resume = pick_device(device), resume or rewind
+    where = pick_device(device)
+    resume = resume or rewind or _goes_on(at)
     with Run.create(runs, settings, resume, at) as run:
         train(settings, run, where, resume, rewind)
         again_in.remark(run)
@@ -165,8 +170,9 @@ def train_prior(
         if finetune:
             run.require_prior(settings.prior.kind)
         else:
-            closure = judge.closure(_trainer(settings)(settings, run, where, resume, judge.ready, rewind), run)
-        labels = train_labels(settings, run, where, resume, again=finetune, rewind=rewind and finetune)
+            on = resume or (begun(run) and run.prior_train_path(settings.prior.kind).is_file())
+            closure = judge.closure(_trainer(settings)(settings, run, where, on, judge.ready, rewind), run)
+        labels = train_labels(settings, run, where, resume or begun(run), again=finetune, rewind=rewind and finetune)
         again_in.remark(run)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     return found | ({"labels": labels} if labels else {})
@@ -183,11 +189,17 @@ def _trainer(settings: Recipe):
     return train_prior
 
 
+def _goes_on(run: Run) -> bool:
+    """Whether torchrun has started the training again, after it had saved something."""
+    return begun(run) and bool(run.checkpoints())
+
+
 def _one_stage(settings: Recipe, at: Run, judge, resume: bool, rewind: bool) -> dict:
     from hebmtool.train.flow import train_flow
 
     if settings.train_prior.readjust_bn:
         raise UsageError("train_prior.readjust_bn is for BatchNorms, and a flow model has none; leave it out")
+    resume = resume or _goes_on(at)
     with Run.create(at.path.parent, settings, resume, at) as run:
         prior = train_flow(settings, run, judge.device, resume, judge.ready, rewind)
         return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}

@@ -55,7 +55,8 @@ def sample(
     """Draw images from a run's prior (HEBM's Algorithm 2).
 
     Prints the path written.  A sampler whose draws are less likely under the energies than posterior latents are, which
-    has then not arrived, says so.
+    has then not arrived, says so.  A folder that was not filled, for it was
+    interrupted, is gone on with by the same command.
 
     Examples:
 
@@ -69,7 +70,7 @@ def sample(
     if progressive and pixels is not None:
         raise UsageError("--progressive shows means of what is drawn; leave out either it or --pixels")
     options.check_stdout(as_json, "--out -", out == "-")
-    sink = outputs.images(out, force, columns)
+    sink = outputs.images(out, force, columns, goes_on=not progressive)
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     batches = options.READJUST_BATCHES if readjust_bn else 0
@@ -82,7 +83,9 @@ def sample(
         sink.columns = columns or strips.shape[1]
         sink.write([strips.flatten(0, 1)])
     else:
-        sink.write(model.batches(n, seed, pixels=pixels, **how))
+        asked = {key: value for key, value in how.items() if key != "batch_size"}
+        asked |= {"seed": seed, "noise": noise, "pixels": pixels, "readjusted": readjusted, "of": model.checkpoints()}
+        sink.write(model.batches(n, seed, pixels=pixels, only=sink.begin(n, asked), **how))
     if as_json:
         arrival = None if model.arrival is None else model.arrival.as_dict()
         print(json.dumps({"path": str(sink.path), "prior": model.prior.kind, "images": n, "arrival": arrival}))

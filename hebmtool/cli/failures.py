@@ -7,9 +7,11 @@ import sys
 import warnings
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 
 import typer
 
+from hebmtool import ranks
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 
@@ -34,33 +36,40 @@ def hush() -> None:
 
 
 def explain(error: BaseException, debug: bool, options: Collection[str] = ()) -> int:
-    """Say it; the exit status.  `options` are those of the command that failed."""
+    """Say it; the exit status.  `options` are those of the command that failed.
+
+    Of several processes each says what only it has met, once they have met each other: before, all meet the same.
+    """
+    say = partial(note, everywhere=ranks.joined() and not getattr(error, "everywhere", False))
     if isinstance(error, HebmError):
-        note(f"hebm: {error}")
+        say(f"hebm: {error}")
         return error.exit_code
     if isinstance(error, ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "hebm"
         if not error.format_message():  # a bare `hebm`: its help has been printed
             return 2
-        note(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
+        say(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _unread_stdout():
         _discard_stdout()  # the reader went away, as `head` does
         return 0
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _interrupted(error):
-        note("hebm: interrupted")
+        say("hebm: interrupted")
         return 130
     if out_of_memory(error):
-        note(f"hebm: {_short_of_memory(error, options)}")
+        say(f"hebm: {_short_of_memory(error, options)}")
         return 1
     if isinstance(error, OSError):
         if error.filename is None:
             _discard_stdout()
-        note(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
+        say(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
+        return 1
+    if ranks.joined() and _lost(error):
+        say(f"hebm: process {ranks.rank()} has lost another one, which has ended; that one said why")
         return 1
     hint = "" if debug else "; run again with --debug for the traceback, and please report it"
-    note(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+    say(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
     return 1
 
 
@@ -77,6 +86,12 @@ def _discard_stdout() -> None:
     """Keep the interpreter from complaining at exit of what could not be written."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether torch says that a connection between processes has ended."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("connection" in said or "gloo" in said or "nccl" in said)
 
 
 def _unread_stdout() -> bool:

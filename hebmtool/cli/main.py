@@ -3,15 +3,18 @@
 Data goes to stdout, everything else to stderr.  Exit status: 0 success, 1 failure, 2 usage.
 """
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
+from hebmtool import ranks
 from hebmtool.cli import draw, images, latents, look, recipes, share, train
 from hebmtool.cli.failures import explain, hush
 from hebmtool.cli.streams import prepare
 from hebmtool.console import protect, stderr
+from hebmtool.errors import UsageError
 
 COMMANDS = {
     "Train": (train.plan, train.train_vae, train.train_prior, train.import_nvae, train.demo),
@@ -63,6 +66,21 @@ def _root(
     pass
 
 
+TOGETHER = ("train-vae", "train-prior", "sample", "hier-sample", "ood-score", "reconstruct", "inpaint", "evaluate")
+"""Commands whose work several processes share."""
+
+
+def _check_together(arguments: list[str]) -> None:
+    """Of several processes the first alone writes on stdout.  Raises UsageError where they have nothing to share."""
+    if ranks.world() == 1:
+        return
+    command = next((word for word in arguments if not word.startswith("-")), "hebm")
+    if command not in TOGETHER:
+        raise UsageError(f"{command} works in one process, and torchrun started {ranks.world()}; run it without")
+    if not ranks.is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+
+
 def _options(arguments: list[str]) -> set[str]:
     """The options of the command that these arguments run."""
     commands = typer.main.get_command(app).commands
@@ -80,6 +98,7 @@ def main() -> None:
     if not debug:
         hush()
     try:
+        _check_together(arguments)
         status = app(arguments, prog_name="hebm", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hebmtool import files
+from hebmtool import files, ranks
 from hebmtool.errors import HebmError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ LONGEST = 120
 """Characters of a picture's name."""
 
 
+UNFINISHED = ".hebm-unfinished"
+"""In a folder that is being filled: what with."""
+
+
 class Sink:
     """Where images go: a grid PNG, a folder of PNGs, an `.npz` with `images`, or, for `-`, a grid PNG on stdout; and
     where one picture goes, a PNG in either place.
@@ -28,6 +33,7 @@ class Sink:
     Arguments:
         out: the path; its ending decides (`.png`, `.npz`, otherwise a folder).
         columns: of the grid.
+        goes_on: whether a folder that was being filled is gone on with (`begin`).
         force: whether an existing file may be replaced; a folder must be empty, so that draws are not mixed.
 
     Raises:
@@ -37,8 +43,8 @@ class Sink:
 
     _release = staticmethod(lambda: None)
 
-    def __init__(self, out: str, columns: int | None = None, force: bool = False):
-        self.columns = columns
+    def __init__(self, out: str, columns: int | None = None, force: bool = False, goes_on: bool = False):
+        self.columns, self.goes_on, self.numbers = columns, goes_on, None
         self.path = None if out == "-" else Path(out)
         self.kind = "stdout" if self.path is None else {".png": "png", ".npz": "npz"}.get(self.path.suffix, "folder")
         if self.kind == "stdout":
@@ -47,6 +53,8 @@ class Sink:
             return
         if not out.strip() or (self.kind == "folder" and self.path.suffix and not self.path.is_dir()):
             raise UsageError(f"--out is '{out}'; allowed are a .png grid, an .npz file, a folder without a dot, or -")
+        if not ranks.is_first():
+            return
         self._check(out, force)
         _make_folder(self.path if self.kind == "folder" else self.path.parent)
         if self.kind == "folder" or not force:
@@ -56,7 +64,8 @@ class Sink:
     def _check(self, out: str, force: bool) -> None:
         """Raise HebmError for what is there and may not be replaced; a link that leads nowhere is something, too."""
         if self.path.is_dir():
-            if self.kind != "folder" or any(self.path.iterdir()):
+            begun = self.goes_on and (self.path / UNFINISHED).is_file()
+            if self.kind != "folder" or (any(self.path.iterdir()) and not begun):
                 raise HebmError(
                     f"--out {out} is a folder that is not empty; choose another, so that draws are not mixed"
                 )
@@ -66,6 +75,37 @@ class Sink:
     @property
     def one_picture(self) -> bool:
         return self.kind in ("png", "stdout")
+
+    def begin(self, n: int, asked: dict[str, object]) -> list[int] | None:
+        """Numbers of the images that a folder of n still lacks, None where it is no folder to go on with.  Until it is
+        full it says what it is being filled with, so that the same command goes on where it was interrupted.
+
+        Raises:
+            HebmError: it was begun with other images.
+        """
+        if self.kind != "folder" or not self.goes_on:
+            return None
+        self.numbers = ranks.first_alone(lambda: self._begin(n, json.loads(json.dumps(asked))))
+        return self.numbers
+
+    def _begin(self, n: int, asked: dict[str, object]) -> list[int]:
+        note = self.path / UNFINISHED
+        if not note.is_file():
+            files.write_text(note, json.dumps(asked))
+        try:
+            begun = json.loads(note.read_text())
+        except ValueError:
+            begun = None
+        if begun != asked:
+            differs = [key for key in asked if not isinstance(begun, dict) or begun.get(key) != asked[key]]
+            raise HebmError(
+                f"--out {self.path} was begun with other images ({', '.join(differs) or 'of another command'}); choose "
+                "another folder, or ask for the same to go on with them"
+            )
+        return [i for i in range(n) if not self._image_path(i).is_file()]
+
+    def _image_path(self, i: int) -> Path:
+        return self.path / f"{i:06d}.png"
 
     def write(self, batches: Iterable["Tensor"]) -> None:
         """Consume batches of uint8 [batch, C, H, W].  A folder is filled as they come, in bounded memory."""
@@ -104,8 +144,14 @@ class Sink:
     def _fill(self, batches: Iterable["Tensor"]) -> None:
         from hebmtool import picture
 
-        for i, image in enumerate(image for batch in batches for image in batch):
-            picture.save(picture.to_pil(image), self.path / f"{i:06d}.png", durable=False)
+        images = (image for batch in batches for image in batch)
+        for i, image in enumerate(images) if self.numbers is None else zip(self.numbers, images, strict=True):
+            if i % ranks.world() == ranks.rank():  # every process has them all
+                png = picture.to_png(picture.to_pil(image))
+                files.write_bytes(self._image_path(i), png, durable=False, by_any=True)
+        ranks.largest(0)  # until all have written theirs
+        if ranks.is_first():
+            (self.path / UNFINISHED).unlink(missing_ok=True)
 
 
 def name(what: str, kind: str, *words: str, **settings: object) -> str:
@@ -141,9 +187,9 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
-def images(out: str | None, force: bool, columns: int | None = None) -> Sink | None:
+def images(out: str | None, force: bool, columns: int | None = None, goes_on: bool = False) -> Sink | None:
     """Where images go that are drawn in number; None where nothing is said."""
-    return None if out is None else Sink(out, columns, force)
+    return None if out is None else Sink(out, columns, force, goes_on)
 
 
 def picture(out: str | None, force: bool, command: str, stdout: bool = False) -> Sink | None:

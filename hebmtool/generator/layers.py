@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hebmtool import rows
 from hebmtool.generator.norm import BatchNorm
 
 BN_EPS = 1e-5
@@ -378,14 +379,15 @@ class SpectralPenalty(nn.Module):
             self.register_buffer(f"right_{i}", torch.zeros(len(convs), fan_in))
 
     def forward(self) -> Tensor:
-        """The penalty, a scalar; advances the power iteration."""
+        """The penalty, a scalar; advances the power iteration, once per update."""
         total = 0.0
         for i, convs in enumerate(self.groups):
             w = torch.stack([conv.weight().flatten(1) for conv in convs])
             left, right = getattr(self, f"left_{i}"), getattr(self, f"right_{i}")
-            with torch.no_grad():
-                right.copy_(F.normalize(torch.einsum("no,noi->ni", left, w), dim=1))
-                left.copy_(F.normalize(torch.einsum("noi,ni->no", w, right), dim=1))
+            if rows.first_turn():
+                with torch.no_grad():
+                    right.copy_(F.normalize(torch.einsum("no,noi->ni", left, w), dim=1))
+                    left.copy_(F.normalize(torch.einsum("noi,ni->no", w, right), dim=1))
             # Clones: the buffers are advanced again before a later backward might need them.
             total = total + torch.einsum("no,noi,ni->", left.clone(), w, right.clone())
         return total + sum(bn.weight.abs().max() for bn in self.norms)

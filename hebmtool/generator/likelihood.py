@@ -111,7 +111,7 @@ class Bernoulli(Likelihood, word="bernoulli"):
         return torch.sigmoid(logits)
 
     def sample(self, logits: Tensor) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(logits))
+        return rows.bernoulli(torch.sigmoid(logits))
 
 
 class Gaussian(Likelihood, word="gaussian"):
@@ -145,7 +145,7 @@ class Gaussian(Likelihood, word="gaussian"):
 
     def sample(self, logits: Tensor) -> Tensor:
         mu, sigma = normal_parameters(*logits.chunk(2, dim=1))
-        return (((mu + sigma * torch.randn_like(mu)).clamp(-1, 1) + 1) / 2).clamp(0, 1)
+        return (((mu + sigma * rows.randn_like(mu)).clamp(-1, 1) + 1) / 2).clamp(0, 1)
 
 
 class FixedScale(Gaussian, word="fixed-gaussian"):
@@ -248,11 +248,11 @@ class Mixture(Likelihood, word="mixture"):
 
     def sample(self, logits: Tensor) -> Tensor:
         weights, mean, log_scale, c = self._split(logits)
-        gumbel = -torch.log(-torch.log(torch.rand_like(weights).clamp(1e-7, 1 - 1e-7)))
+        gumbel = -torch.log(-torch.log(rows.rand_like(weights).clamp(1e-7, 1 - 1e-7)))
         # One component per pixel, the same for all colours.
         chosen = F.one_hot((weights + gumbel).argmax(1), self.mixtures).movedim(-1, 1)[:, None].to(mean.dtype)
         mean, log_scale = (mean * chosen).sum(2), (log_scale * chosen).sum(2)
-        noise = torch.rand_like(mean).clamp(1e-5, 1 - 1e-5)
+        noise = rows.rand_like(mean).clamp(1e-5, 1 - 1e-5)
         y = mean + log_scale.exp() * torch.logit(noise)
         return self._couple(y, None if c is None else (c * chosen).sum(2))
 
@@ -286,4 +286,4 @@ class FixedGaussian(Likelihood):
         return (logits + 1) / 2
 
     def sample(self, logits: Tensor) -> Tensor:
-        return ((logits + self.sigma * torch.randn_like(logits) + 1) / 2).clamp(0, 1)
+        return ((logits + self.sigma * rows.randn_like(logits) + 1) / 2).clamp(0, 1)

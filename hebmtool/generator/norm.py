@@ -36,7 +36,9 @@ class BatchNorm(nn.BatchNorm2d):
         together = self.training and part is not None and len(part.beside) > 1
         if not together:
             if _again and self.training:
-                return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+                # Statistics to throw away: without any, torch would keep other tensors than the first time.
+                mean, var = self.running_mean.clone(), self.running_var.clone()
+                return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
             return super().forward(x)
         pixels = x.shape[2] * x.shape[3]
         y, mean, var = _Together.apply(x, self.weight, self.bias, self.eps, [n * pixels for n in part.beside])

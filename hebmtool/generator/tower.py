@@ -7,10 +7,12 @@ differs only in how z_i is chosen once mu_i and sigma_i are known.
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hebmtool import recipe as recipes
 from hebmtool import rows
@@ -18,6 +20,7 @@ from hebmtool.errors import HebmError
 from hebmtool.generator.base import Generator, Posterior, TopDown
 from hebmtool.generator.layers import ELU, Affine, AutoregressiveShift, Cell, Conv
 from hebmtool.generator.likelihood import LIKELIHOODS, log_normal, normal_parameters
+from hebmtool.generator.norm import computed_again
 from hebmtool.generator.whitening import Whitening
 
 CELL_KINDS = {
@@ -64,7 +67,11 @@ class Tower(Generator):
             2^(scales - 1 + preprocess_blocks) (and MNIST's 28 always in at least 32, as in NVAE); outputs are cropped
             back.
         bits: bits per channel of the images.
+
+    recompute: whether training computes cells again for the gradient, for less memory.
     """
+
+    recompute = False
 
     # Longer than a screen: every module in the order in which weights are drawn, on which seeds depend.
     def __init__(self, config: recipes.Generator, image_shape: tuple[int, int, int], bits: int = 8):
@@ -160,7 +167,7 @@ class Tower(Generator):
         for l, layer in enumerate(self.decoder[:layers]):
             if l > 0:
                 s = self._descend(l - 1, s, walk.z[-1])
-                s = layer.cells(s)
+                s = self._through(layer.cells, s)
                 # Latents, their densities and T stay in float32, whatever the precision.
                 raw = layer.head(s).float()
             else:
@@ -173,6 +180,16 @@ class Tower(Generator):
             walk.sigma.append(sigma)
             walk.h.append(s)
         return walk
+
+    def _through(self, cells: nn.Sequential, s: Tensor) -> Tensor:
+        """What the cells make of the state; with `recompute` what they found on the way is not kept for the gradient,
+        which computes it again.  Nothing is drawn in them."""
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return cells(s)
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        for cell in cells:
+            s = checkpoint(cell, s, context_fn=lambda: (nullcontext(), computed_again()), **how)
+        return s
 
     def _descend(self, l: int, s: Tensor, z: Tensor) -> Tensor:
         layer = self.decoder[l]
@@ -191,7 +208,7 @@ class Tower(Generator):
 
     def decode(self, walk: TopDown) -> Tensor:
         s = self._descend(self.L - 1, walk.h[-1], walk.z[-1])
-        logits = self.image_head(self.postprocess(s)).float()
+        logits = self.image_head(self._through(self.postprocess, s)).float()
         (top, left), (height, width) = self.margins, self.image_shape[1:]
         return logits[:, :, top : top + height, left : left + width]
 
@@ -201,10 +218,10 @@ class Tower(Generator):
         """What each layer's posterior reads of the image, top first, [N, C, h, w]."""
         (top, left), (height, width) = self.margins, self.padded_size
         x = F.pad(x, (left, width - left - x.shape[3], top, height - top - x.shape[2]))
-        s = self.preprocess(self.stem(2 * x - 1))
+        s = self._through(self.preprocess, self.stem(2 * x - 1))
         seen: list[Tensor] = [s] * self.L
         for l in reversed(range(self.L)):
-            s = seen[l] = self.encoder[l].cells(s)
+            s = seen[l] = self._through(self.encoder[l].cells, s)
             if self.encoder[l].down is not None:
                 s = self.encoder[l].down(s)
         seen[0] = self.top(seen[0])

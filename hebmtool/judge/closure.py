@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks, rows
 from hebmtool.errors import HebmError
 from hebmtool.metrics.distances import BOOTSTRAP_FEATURES, bootstrap_distances, frechet_distance
 from hebmtool.metrics.features import BATCH, Features
@@ -91,9 +91,13 @@ def reconstruct(prior: Prior, images: data.Images, recipe: Recipe, n: int, draw:
                 z = inference(batch)[:, 0]
                 yield inference.decode(z) if mean else picture.to_uint8(generator.drawn(z, _seeds(seed, indices)))
                 continue
-            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=False).to(device)
-            logits = generator.decode(generator.posterior(x).walk)
-            yield picture.to_uint8(generator.likelihood.mean(logits) if mean else generator.likelihood.sample(logits))
+            part = rows.divided(len(batch)) if len(batch) >= ranks.world() else rows.whole(len(batch))
+            with rows.computing(part):
+                x = data.prepare(batch[part.rows], recipe.data, generator.likelihood.read, train=False).to(device)
+                logits = generator.decode(generator.posterior(x).walk)
+                found = generator.likelihood.mean(logits) if mean else generator.likelihood.sample(logits)
+                found = rows.gathered(picture.to_uint8(found))
+            yield found
 
 
 def _seeds(seed: int, indices: Tensor) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hebmtool import data, files
+from hebmtool import data, files, ranks
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.metrics.features import Features
@@ -50,13 +50,9 @@ def features(images: data.Images, digest: str, network: Features) -> np.ndarray:
         return compute()
     key = hashlib.sha256(f"{digest} {network.digest} {network.device.type}".encode()).hexdigest()
     path = folder() / "features" / f"{key}.npz"
-    try:
-        with np.load(path) as entry:
-            found = entry["features"].astype(np.float64)
-        if found.ndim == 2 and len(found) == len(images):
-            return found
-    except Exception:  # absent, cut short, not a zip, a wrong checksum: whatever it is, it is computed again
-        pass
+    found = ranks.first_alone(lambda: _kept(path, len(images)))
+    if found is not None:
+        return found
     found = compute()
     small = found.astype(np.float32)
     buffer = io.BytesIO()
@@ -66,3 +62,13 @@ def features(images: data.Images, digest: str, network: Features) -> np.ndarray:
     except HebmError as error:
         note(f"reference features are not kept: {error}")
     return found
+
+
+def _kept(path: Path, n: int) -> np.ndarray | None:
+    """The features of n images in an entry; None where it is not whole."""
+    try:
+        with np.load(path) as entry:
+            found = entry["features"].astype(np.float64)
+        return found if found.ndim == 2 and len(found) == n else None
+    except Exception:  # absent, cut short, not a zip, a wrong checksum: whatever it is, it is computed again
+        return None

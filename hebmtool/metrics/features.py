@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import files
+from hebmtool import files, ranks
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.metrics import embedded, networks
@@ -44,7 +44,8 @@ class Features:
             HebmError: the network refuses the images, or does not give finite [N, D].
         """
         try:
-            parts = [self.network(batch.to(self.device)).double().cpu() for batch in images.split(BATCH)]
+            batches = images.split(ranks.share(len(images), BATCH))
+            parts = list(ranks.spread(batches, lambda batch: self.network(batch.to(self.device)).double().cpu()))
             features = torch.cat(parts)
         except Exception as error:  # a program may raise anything, and what gives no tensor an AttributeError
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

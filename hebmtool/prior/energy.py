@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
+from hebmtool import rows
 from hebmtool.compute import autocast, uncast
 from hebmtool.generator import Generator, TopDown
 from hebmtool.prior.published import PublishedLayerEnergy
@@ -164,9 +165,10 @@ class Energy(nn.Module):
         return torch.stack(out, dim=1)
 
     def advance(self) -> None:
-        """One step of every power iteration; call once per update."""
-        for conv in spectral(self):
-            conv.advance()
+        """One step of every power iteration, once per update."""
+        if rows.first_turn():
+            for conv in spectral(self):
+                conv.advance()
 
     def settle(self) -> None:
         """Let the power iterations converge, after the weights were replaced by others (averaged ones, say)."""

@@ -162,7 +162,17 @@ class TrainVae(Part):
 
     iterations: Updates = Field(20_000, description="updates")
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's")
-    batch_size: int = Field(64, ge=2, le=2**16, description="images per update")
+    batch_size: int = Field(64, ge=2, le=2**16, description="images per update, over all processes")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=2**16,
+        description="turns in which a batch is computed, for one that memory does not hold; BatchNorm, free nats and "
+        "KL balancing then see a turn's images at a time",
+    )
+    recompute: bool = Field(
+        False, description="compute the generator's cells again for the gradient instead of keeping what they found"
+    )
     lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
     lr_min: float = Field(1e-4, ge=0, description="and at the end")
     lr_warmup: int = Field(200, ge=0, le=MANY, description="updates of linear warm-up")
@@ -295,7 +305,10 @@ class TrainPrior(Part):
     seed: int | None = Field(
         None, ge=0, le=2**32 - 1, description="seed of learning; none takes the recipe's, which the generator has"
     )
-    batch_size: int = Field(64, ge=1, le=2**16, description="images per update")
+    batch_size: int = Field(64, ge=1, le=2**16, description="images per update, over all processes")
+    accumulate: int = Field(
+        1, ge=1, le=2**16, description="turns in which a batch is computed, for one that memory does not hold"
+    )
     lr: float = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
     lr_staircase: bool = Field(False, description="the rate falls at the end of an epoch, not all through it")

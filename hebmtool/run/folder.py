@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from hebmtool import files
+from hebmtool import files, ranks
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.recipe import Recipe, dump, load_written
 from hebmtool.recipe.words import KINDS
@@ -39,6 +39,7 @@ class Run:
         self.data_path: str | None = None  # where the images are now, if not where the recipe says
         self._lock: FileLock | None = None
         self._figures_lock = FileLock(self.path / ".figures.lock")
+        self._locked = False
 
     @classmethod
     def create(cls, root: str | Path, recipe: Recipe, resume: bool = False, at: Self | None = None) -> Self:
@@ -134,12 +135,17 @@ class Run:
     # The lock
 
     def lock(self) -> Self:
-        """Take the lock that one trainer at a time holds; the system frees it when the process ends.
+        """Take the lock that one trainer at a time holds; the system frees it when the process ends.  Of several
+        processes that train together the first holds it.
 
         Raises `HebmError` when another process holds it.
         """
-        if self._lock is not None:
-            return self
+        if not self._locked:
+            ranks.first_alone(self._take_lock)
+            self._locked = True
+        return self
+
+    def _take_lock(self) -> None:
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.samples_dir.mkdir(parents=True, exist_ok=True)
@@ -160,12 +166,12 @@ class Run:
         # A checkpoint half-written when a process was killed outright; only the holder of the lock writes them.
         for stale in self.path.glob(".*.safetensors.*.tmp"):
             stale.unlink(missing_ok=True)
-        return self
 
     def unlock(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        self._locked = False
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ No encoder, and one stage.  With `data.missing` every image has pixels that no p
 import torch
 from torch import Tensor, nn
 
-from hebmtool import data, picture, rows
+from hebmtool import data, picture, ranks, rows
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
 from hebmtool.noise import derive_seed
@@ -90,22 +90,29 @@ def train_flow(
     with Updates(run, STAGE, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
-            x = data.prepare(images.seen(indices), recipe.data, model.g.likelihood.read, train=True).to(device)
-            observed = None if hidden is None else ~hidden(indices).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
-            z_0 = rows.randn(len(x), model.g.D, device=device)
-            start = model.start(z_0, step) if chains is None else chains.z[indices]
-            z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: rows.randn_like(like), observed)
-            loss, figures = model.loss(z, x, observed)
+            ended = []
+            for part in updates.parts(config.batch_size):
+                mine = indices[part.rows]
+                x = data.prepare(images.seen(mine), recipe.data, model.g.likelihood.read, train=True).to(device)
+                observed = None if hidden is None else ~hidden(mine).to(device)
+                z_0 = rows.randn(len(x), model.g.D, device=device)
+                start = model.start(z_0, step) if chains is None else chains.z[mine]
+                z = model.infer(x, start, recipe.flow.steps, lambda like=z_0: rows.randn_like(like), observed)
+                loss, figures = model.loss(z, x, observed)
+                updates.add(loss, **figures, z_std=z.std())
+                if chains is not None:
+                    ended.append(rows.gathered(z))
             # Apart: the two networks share a loss, not a scale.
-            norms = updates.descend(loss, optimizer, model, ema, "flow.step_size or train_prior.lr", parts)
+            norms = updates.descend(optimizer, model, ema, "flow.step_size or train_prior.lr", parts)
             if chains is not None and not updates.skipped:
-                chains.z[indices] = z
+                chains.z[indices] = torch.cat(ended)
             if updates.to_log:
-                updates.log(f"loss {loss:.3g}", loss=loss.detach(), **figures, z_std=z.std(), grad_norm=norms)
-    show(updates.step)
+                updates.log(f"loss {updates.loss:.3g}", loss=updates.loss, **updates.figures, grad_norm=norms)
+    ranks.first_alone(lambda: show(updates.step))
+    averaged.load_state_dict(ema.tensors)
     return averaged
 
 

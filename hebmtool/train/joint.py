@@ -23,7 +23,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hebmtool import data, picture, rows
+from hebmtool import data, picture, ranks, rows
 from hebmtool.errors import UsageError
 from hebmtool.generator import Generator, Tower
 from hebmtool.noise import derive_seed
@@ -146,15 +146,19 @@ def train_joint(
     parts = [generator, prior]
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            batch = images.batch(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
-            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             share = learning_rate(config, step, len(images) // config.batch_size) / config.lr
             for group, lr in zip(optimizer.param_groups, (config.generator_lr, config.lr), strict=True):
                 group["lr"] = lr * share
 
-            loss, figures = joint_loss(generator, prior, x)
-            norms = updates.descend(loss, optimizer, both, ema, "train_prior.generator_lr or train_prior.lr", parts)
+            for part in updates.parts(config.batch_size):
+                batch = images.batch(indices[part.rows])
+                x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+                loss, figures = joint_loss(generator, prior, x)
+                updates.add(loss, **figures)
+            norms = updates.descend(optimizer, both, ema, "train_prior.generator_lr or train_prior.lr", parts)
             if updates.to_log:
-                updates.log(f"ELBO {figures['elbo']:.1f}", loss=loss.item(), **figures, grad_norm=norms)
-    show(updates.step)
+                figures = updates.figures
+                updates.log(f"ELBO {figures['elbo']:.1f}", loss=updates.loss, **figures, grad_norm=norms)
+    ranks.first_alone(lambda: show(updates.step))
     return sampled()

@@ -124,12 +124,14 @@ def _train_label(
     with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save, kept=path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
-            x = data.prepare(images.seen(indices), recipe.prior_data, generator.likelihood.read, train=True).to(device)
-            target = y[indices].to(device)
-            loss, log_p = objective(label, generator, schedule, x, target)
-            updates.descend(loss, optimizer, label, ema, "train_prior.label_lr")
+            for part in updates.parts(config.batch_size):
+                batch, target = images.seen(indices[part.rows]), y[indices[part.rows]].to(device)
+                x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
+                loss, log_p = objective(label, generator, schedule, x, target)
+                updates.add(loss, accuracy=(log_p.argmax(1) == target).float().mean())
+            updates.descend(optimizer, label, ema, "train_prior.label_lr")
             if updates.to_log:
-                updates.log(loss=loss.detach(), accuracy=(log_p.argmax(1) == target).float().mean())
+                updates.log(loss=updates.loss, **updates.figures)
     label.load_state_dict(ema.tensors)
     label.eval()
     label.energy.settle()

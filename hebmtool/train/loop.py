@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hebmtool import ranks, rows
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError
 from hebmtool.files import link_over
@@ -22,10 +23,13 @@ from hebmtool.noise import derive_seed
 from hebmtool.recipe import Recipe, TrainPrior, TrainVae
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.run.launch import begin
+from hebmtool.train.averages import Ema
 from hebmtool.train.stopping import StopSignals
 
-# Recipe keys that say when something is written, not what is computed: they may change on resuming.
-HOUSEKEEPING = ("log_every", "sample_every", "save_every")
+# Recipe keys that say when something is written and in how many turns an update is computed, not what it is: they may
+# change on resuming.
+HOUSEKEEPING = ("log_every", "sample_every", "save_every", "accumulate")
 # A loss beyond this has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
 # A weight beyond this has, though the loss may not show it yet.
@@ -44,37 +48,20 @@ def warm_cosine(step: int, total: int, start: float, end: float, warmup: int) ->
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-class Ema:
-    """Exponential moving average of a module's parameters and BatchNorm statistics; other buffers are copied.
-
-    The decay rises to its value over the first updates, so that the start is forgotten.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
-        self.tensors = {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averaged = {name for name, _ in module.named_parameters()}
-        for key, value in module.state_dict().items():
-            if key in averaged or key.endswith(("running_mean", "running_var")):
-                self.tensors[key].lerp_(value, weight)
-            else:
-                self.tensors[key].copy_(value)
-
-
 class Updates:
     """The updates that a training has still to make, and what stands between them: random numbers, the log, the bar,
     checkpoints, pictures, and stopping on a signal.
 
         with Updates(run, "train-vae", recipe.seed, config, config.iterations, step, save, show) as updates:
             for step in updates:
-                loss = ...
-                updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+                for part in updates.parts(config.batch_size):
+                    updates.add(loss of these rows)
+                updates.descend(optimizer, generator, ema, "train_vae.lr")
                 if updates.to_log:
-                    updates.log(loss=loss.detach())
+                    updates.log(loss=updates.loss)
+
+    A batch is computed in parts (`hebmtool.rows`), by every process some, whose gradients are added up: what follows is
+    the same in all of them.  The first writes, while the others wait.
 
     Arguments:
         stage: names the records in metrics.jsonl.
@@ -107,21 +94,30 @@ class Updates:
         kept: Path | None = None,
     ):
         self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
-        self.save, self.show, self.kept = save, show, kept
+        self.kept = kept
+        self.save = lambda step: ranks.first_alone(lambda: save(step))
+        self.show = None if show is None else lambda step: ranks.first_alone(lambda: show(step))
+        self.loss: Any = 0.0
+        self.figures: dict[str, Any] = {}
         self._trouble: Tensor | None = None  # [number, loss, gradient norm] of the first update that ran away, else 0s
         self._knobs = ""
 
     def __enter__(self) -> Self:
         self._started, self._before = time.monotonic(), self.run.seconds(self.stage)
         self.skipped, self._in_a_row = False, 0
-        if self.run.metrics(self._skips):
-            self.run.truncate_metrics(self._skips, self.step)
-        self._skipped_before = len(self.run.metrics(self._skips))
+        self._skipped_before = ranks.first_alone(self._begin)
         with ExitStack() as stack:
             self._stop = stack.enter_context(StopSignals())
             self._bar = stack.enter_context(progress(self.stage, self.total, self.step))
             self._exit = stack.pop_all()
         return self
+
+    def _begin(self) -> int:
+        """How many updates were skipped before."""
+        begin(self.run)
+        if self.run.metrics(self._skips):
+            self.run.truncate_metrics(self._skips, self.step)
+        return len(self.run.metrics(self._skips))
 
     def __exit__(self, *exception) -> None:
         self._exit.close()
@@ -131,11 +127,12 @@ class Updates:
         if self.step >= self.total and self._has_them_all():
             return
         while self.step < self.total:
-            torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
+            self._seed()
+            self.loss, self.figures = 0.0, {}
             yield self.step
             self.step += 1
             self._bar.advance()
-            if self._stop.requested or self.step == self.total:
+            if self._stop.agreed() or self.step == self.total:
                 break
             if self.show is not None and self.step % every.sample_every == 0:
                 self.check()
@@ -145,24 +142,44 @@ class Updates:
                 self.save(self.step)
         self.check()
         self.save(self.step)
-        if self._stop.requested:
-            raise HebmError(f"stopped by {self._stop.signal} after update {self.step}; saved, resume it to continue")
+        if self._stop.agreed():
+            said = f"stopped by {self._stop.signal} after update {self.step}; saved, resume it to continue"
+            raise ranks.everywhere(HebmError(said))
+
+    def _seed(self) -> None:
+        torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
 
     def _has_them_all(self) -> bool:
         """Whether what sampling reads is of the last update already."""
         return self.kept is not None and self.kept.is_file() and checkpoint.header(self.kept).step == self.step
 
+    def parts(self, total: int) -> Iterator[rows.Part]:
+        """The parts of a batch of `total` images that this process computes for the update being made, one after
+        another; each draws from the update's own random state."""
+        for part in rows.parts(total, self.config.accumulate):
+            self._seed()
+            with rows.computing(part):
+                yield part
+
+    def add(self, loss: Tensor, **figures: Any) -> None:
+        """Add the gradient of a part: of `loss`, a mean over its rows.  `figures`, means too, are for the log."""
+        part = rows.current()
+        share = 1.0 if part is None else part.share
+        (share * loss).backward()
+        self.loss = self.loss + share * loss.detach()
+        for key, value in figures.items():
+            self.figures[key] = self.figures.get(key, 0.0) + share * value
+
     def descend(
         self,
-        loss: Tensor,
         optimizer: torch.optim.Optimizer,
         module: nn.Module,
         ema: Ema,
         knobs: str,
         parts: Sequence[nn.Module] = (),
     ) -> Tensor:
-        """One step down the gradient of `loss`; returns the norm of the gradient, before clipping, in the module, [1],
-        or in each of its `parts` when they are clipped apart.
+        """One step down the gradient that was added up; returns its norm, before clipping, in the module, [1], or in
+        each of its `parts` when they are clipped apart.
 
         Where it is not finite, and the recipe's `skip` has some left, the update is passed over: `skipped` is true.
 
@@ -170,20 +187,34 @@ class Updates:
             HebmError: loss or gradient has run away; it says to lower the `knobs`, recipe keys.  On a CPU the step that
                 would have followed is not made; elsewhere up to `AHEAD` more may have been, and nothing is saved.
         """
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self._add_up(module)
         clip = self.config.clip
         norms = torch.stack([nn.utils.clip_grad_norm_(list(p.parameters()), clip) for p in parts or [module]])
-        self._watch(loss.detach(), norms, knobs)
-        at_once = loss.device.type == "cpu" or self.config.skip > 0
+        self._watch(self.loss, norms, knobs)
+        at_once = self.loss.device.type == "cpu" or self.config.skip > 0
         self.skipped = at_once and self._skip(module, ema)
         if self.skipped:
+            optimizer.zero_grad(set_to_none=True)
             return norms
         if at_once or (self.step + 1) % AHEAD == 0:
             self.check()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         ema.update(module, self.step)
         return norms
+
+    @torch.no_grad()
+    def _add_up(self, module: nn.Module) -> None:
+        """Gradients, loss, and what the log will tell, of all processes together, in one reduction."""
+        if ranks.world() == 1:
+            return
+        learned = [p for p in module.parameters() if p.grad is not None]
+        told = list(self.figures) if self.to_log else []
+        each = [*(p.grad for p in learned), self.loss, *(torch.as_tensor(self.figures[name]) for name in told)]
+        *gradients, self.loss = (found := ranks.totals(each))[: len(learned) + 1]
+        for p, gradient in zip(learned, gradients, strict=True):
+            p.grad.copy_(gradient)
+        self.figures |= dict(zip(told, found[len(learned) + 1 :], strict=True))
 
     def _watch(self, loss: Tensor, norms: Tensor, knobs: str) -> None:
         """Note, on the device, an update that ran away, if none has before."""
@@ -207,7 +238,7 @@ class Updates:
             if self._skipped_before:
                 found += f", after {self._skipped_before} skipped update(s)"
             way_out = self._way_out(self._knobs, finite)
-            raise HebmError(f"training diverged at update {update}: {found}; {way_out}")
+            raise ranks.everywhere(HebmError(f"training diverged at update {update}: {found}; {way_out}"))
 
     @property
     def _skips(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks, rows
 from hebmtool.chains import Chain, make_chain
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
@@ -76,11 +76,18 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
         torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
         for indices in torch.arange(n).split(BATCH):
-            x = data.prepare(images.batch(indices), recipe.prior_data, generator.likelihood.read, train=True)
-            u = generator.encode(x.to(device))
+            bar.advance(len(indices))
+            part = rows.divided(len(indices))
+            if not len(part):  # of the last few images there may be none for everyone
+                continue
+            with rows.computing(part):
+                batch = images.batch(indices[part.rows])
+                x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True)
+                u = generator.encode(x.to(device))
             total += u.sum(0)
             products += u.T @ u
-            bar.advance(len(indices))
+    for moment in (total, products):
+        ranks.total(moment)
     mean = total / n
     covariance = products.div_(n).addr_(mean, mean, alpha=-1)
     if not covariance.isfinite().all():
@@ -164,18 +171,22 @@ def train_prior(
 
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            batch = images.seen(data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step))
-            x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
-            with torch.no_grad():
-                u_0 = generator.encode(x)
+            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
-            loss, figures = prior.loss(u_0, x)
-            [norm] = updates.descend(loss, optimizer, prior, ema, "train_prior.lr")
+            for part in updates.parts(config.batch_size):
+                batch = images.seen(indices[part.rows])
+                x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
+                with torch.no_grad():
+                    u_0 = generator.encode(x)
+                loss, figures = prior.loss(u_0, x)
+                updates.add(loss, **figures)
+            [norm] = updates.descend(optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:
-                updates.log(f"loss {loss:.3g}", loss=loss.detach(), **figures, grad_norm=norm)
-    show(updates.step)
+                updates.log(f"loss {updates.loss:.3g}", loss=updates.loss, **updates.figures, grad_norm=norm)
+    ranks.first_alone(lambda: show(updates.step))
+    average()
     return averaged
 
 

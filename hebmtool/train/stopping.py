@@ -4,6 +4,8 @@ import signal
 import threading
 from typing import Any, Self
 
+from hebmtool import ranks
+
 
 class StopSignals:
     """Lets a training loop end tidily: `with StopSignals() as stop: ... if stop.requested: save; break`.
@@ -20,6 +22,13 @@ class StopSignals:
     @property
     def requested(self) -> bool:
         return self.signal is not None
+
+    def agreed(self) -> bool:
+        """Whether a signal has come to any of the processes, in all of which `signal` then has its name."""
+        number = ranks.largest(0 if self.signal is None else signal.Signals[self.signal].value)
+        if number:
+            self.signal = signal.Signals(number).name
+        return bool(number)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks, rows
 from hebmtool.compute import autocast
 from hebmtool.console import note
 from hebmtool.errors import HebmError
@@ -75,7 +75,7 @@ def objective(
         posterior = generator.posterior(x)
         logits = generator.decode(posterior.walk)
     log_px = generator.likelihood.log_prob(logits, x)
-    kl = posterior.kl.mean(0)
+    kl = rows.mean_beside(posterior.kl)
     gamma = balance(kl, sizes) if config.kl_balance and beta < 1 else torch.ones_like(kl)
     loss = -log_px.mean() + beta * (gamma * kl.clamp(min=config.free_nats)).sum()
     if config.spectral_weight > 0:
@@ -142,6 +142,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     images, test = split.both(run, recipe.data)
     torch.manual_seed(derive_seed(seed, "generator"))
     generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
+    generator.recompute = config.recompute
     penalty = SpectralPenalty(generator).to(device)
     optimizer = torch.optim.Adamax(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     ema = Ema(generator, config.ema)
@@ -176,27 +177,23 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     generator.train()
     with Updates(run, "train-vae", seed, config, config.iterations, step, save, show, run.generator_path) as updates:
         for step in updates:
-            batch = images.seen(data.batch_indices(len(images), config.batch_size, seed, step, LEAST))
-            x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+            indices = data.batch_indices(len(images), config.batch_size, seed, step, LEAST)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
 
             beta = kl_weight(config, step)
-            loss, log_px, kl = objective(generator, penalty, config, beta, sizes, x)
-            [norm] = updates.descend(loss, optimizer, generator, ema, "train_vae.lr")
+            for part in updates.parts(config.batch_size):
+                batch = images.seen(indices[part.rows])
+                x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+                loss, log_px, kl = objective(generator, penalty, config, beta, sizes, x)
+                elbo, kl = (log_px - kl.sum(1)).detach(), kl.detach().mean(0).flip(0)
+                updates.add(loss, elbo=elbo.mean(), bits_per_dim=generator.bits_per_dim(elbo).mean(), kl=kl)
+            [norm] = updates.descend(optimizer, generator, ema, "train_vae.lr")
             if updates.to_log:
-                elbo = (log_px - kl.sum(1)).detach()
-                updates.log(
-                    f"ELBO {elbo.mean():.1f}",
-                    loss=loss.detach(),
-                    elbo=elbo.mean(),
-                    bits_per_dim=generator.bits_per_dim(elbo).mean(),
-                    kl=kl.detach().mean(0).flip(0),
-                    beta=beta,
-                    grad_norm=norm,
-                    lr=optimizer.param_groups[0]["lr"],
-                )
-    found = show(updates.step, limit=len(test))
+                lr = optimizer.param_groups[0]["lr"]
+                figures = updates.figures | {"beta": beta, "grad_norm": norm, "lr": lr}
+                updates.log(f"ELBO {figures['elbo']:.1f}", loss=updates.loss, **figures)
+    found = ranks.first_alone(lambda: show(updates.step, limit=len(test)))
     run.set_figure(
         "generator", found.figures() | {"step": updates.step, "test_images": len(test)}, [run.generator_path]
     )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from hebmtool import ranks
 from hebmtool.prior import Prior
 
 WITHIN = 0.15  # nats of the posterior's, beside two standard errors: as good as there
@@ -97,8 +98,10 @@ class Tally:
         """What they came to, held against `posterior`, or what is kept with the prior when None."""
         kept = self.prior.posterior_tilt
         posterior = Mean(*kept) if posterior is None and kept is not None else posterior
-        G = torch.cat(self.G)
-        if not self.proposed:
+        own = [each.cpu() for each in self.G], float(sum(self.taken)), self.proposed
+        # Of several processes each has told of its own draws.
+        draws, taken, proposed = zip(*ranks.spread(range(ranks.world()), lambda _: own), strict=True)
+        G = torch.cat([each for of_one in draws for each in of_one])
+        if not sum(proposed):
             return Arrival(Mean.of(G), posterior, None, None)
-        taken = float(torch.stack(self.taken).sum())
-        return Arrival(Mean.of(G), posterior, taken / self.proposed, taken / len(G))
+        return Arrival(Mean.of(G), posterior, sum(taken) / sum(proposed), sum(taken) / len(G))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks
 from hebmtool import recipe as recipes
 from hebmtool.console import progress
 from hebmtool.errors import HebmError, UsageError
@@ -173,14 +173,16 @@ def draw(
     device, D = generator.device, generator.D
     bases, images = [], [[] for _ in parts]
     with progress(f"resampling {prior.kind}", n * columns * len(parts)) as bar:
-        for rows in torch.arange(n).split(batch_size):
+
+        def resample(rows: Tensor) -> tuple[Tensor, list[Tensor]]:
             noise = Noise(seed, rows.tolist(), D, device)
             if x is None:
                 base = list(prior.trajectory(noise, steps, temperature))
             else:
                 base = prior.stages(generator.encode(x[rows].to(device), noise()), noise)
-            bases.append(generator.images(base[-1]).cpu())
-            for part, found in zip(parts, images, strict=True):
+            drawn: list[list[Tensor]] = []
+            for part in parts:
+                drawn.append([])
                 vary = coordinates(generator, part)
                 for places in torch.arange(len(rows) * columns).split(batch_size):
                     i, j = places // columns, places % columns
@@ -189,8 +191,14 @@ def draw(
                     *_, u = prior.trajectory(noise, steps, temperature, held)
                     if not u.isfinite().all():
                         raise not_finite(prior.kind)
-                    found.append(generator.images(u).cpu())
+                    drawn[-1].append(generator.images(u).cpu())
                     bar.advance(len(places))
+            return generator.images(base[-1]).cpu(), [torch.cat(each) for each in drawn]
+
+        for base, resampled in ranks.spread(torch.arange(n).split(ranks.share(n, batch_size)), resample):
+            bases.append(base)
+            for found, each in zip(images, resampled, strict=True):
+                found.append(each)
     drawn = torch.stack([torch.cat(found).unflatten(0, (n, columns)) for found in images])
     return Resampled([list(part) for part in parts], torch.cat(bases), drawn)
 

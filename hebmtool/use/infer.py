@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks
 from hebmtool.chains.short_run import adjusted
 from hebmtool.console import progress
 from hebmtool.errors import HebmError
@@ -82,15 +82,19 @@ class Inference:
         device = self.prior.generator.device
         if hidden is not None:
             images = images * ~hidden
-        latents = []
-        with progress("inference", len(images) * draws) as bar:
-            for which in torch.arange(len(images) * draws).split(BATCH):
-                rows, draw = (which // draws).tolist(), (which % draws).tolist()
-                codes = [self._code(images[row], d) for row, d in zip(rows, draw, strict=True)]
-                visible = None if hidden is None else ~hidden[rows].to(device)
-                latents.append(self._batch(images[rows], visible, codes, device))
-                bar.advance(len(rows))
-        found = torch.cat(latents)
+
+        def infer(which: Tensor) -> Tensor:
+            rows, draw = (which // draws).tolist(), (which % draws).tolist()
+            codes = [self._code(images[row], d) for row, d in zip(rows, draw, strict=True)]
+            visible = None if hidden is None else ~hidden[rows].to(device)
+            return self._batch(images[rows], visible, codes, device).detach().cpu()
+
+        latents, n = [], len(images) * draws
+        with progress("inference", n) as bar:
+            for part in ranks.spread(torch.arange(n).split(ranks.share(n, BATCH)), infer):
+                latents.append(part)
+                bar.advance(len(part))
+        found = torch.cat(latents).to(device)
         if not found.isfinite().all():
             raise HebmError("a Langevin chain diverged: latents are not finite; take fewer steps")
         return found.unflatten(0, (len(images), draws))
@@ -98,7 +102,8 @@ class Inference:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Mean images, uint8 [N, C, H, W]."""
-        return torch.cat([picture.to_uint8(self.prior.generator.images(part)) for part in latents.split(BATCH)])
+        parts = latents.split(ranks.share(len(latents), BATCH))
+        return torch.cat(list(ranks.spread(parts, lambda z: picture.to_uint8(self.prior.generator.images(z)))))
 
     def _code(self, image: Tensor, draw: int) -> int:
         pixels = hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest()

@@ -3,12 +3,12 @@
 u_T ~ N(0, I);   u_t ~ p(u_t | u_{t+1}) by Langevin, t = T-1 .. 0;   x ~ p(x | T(u_0)), shown as its mean unless asked
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from hebmtool import picture
+from hebmtool import picture, ranks
 from hebmtool.console import progress
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.noise import Noise, derive_seed
@@ -35,6 +35,7 @@ def sample(
     temperature: float = 1.0,
     steps: Steps = None,
     pixels: str = "mean",
+    only: Sequence[int] | None = None,
     tally: Tally | None = None,
 ) -> Iterator[Tensor]:
     """Images 0 .. n - 1 of `seed`, in batches, uint8 [batch, C, H, W].
@@ -45,25 +46,32 @@ def sample(
         temperature: tau > 0; 1 is the prior itself.
         steps: Langevin steps, of every level or of each, the recipe's K when None.
         pixels: "mean" of p(x | z), or a "sample" of it.
+        only: of the n images those of these numbers, in order; all when None.
         tally: told of every move, and where each image ends.
 
     Raises:
         HebmError: the chain left the numbers.
     """
     generator, device = prior.generator, prior.generator.device
-    with progress(f"sampling {prior.kind}", n) as bar:
-        for indices in torch.arange(n).split(batch_size):
-            noise = Noise(seed, indices.tolist(), prior.generator.D, device)
-            u = prior.sample(noise, steps, temperature, tally and tally.watch)
-            if not u.isfinite().all():
-                raise not_finite(prior.kind)
-            if tally is not None:
-                tally.ended(u)
-            if pixels == "mean":
-                yield picture.to_uint8(generator.images(u))
-            else:
-                yield picture.to_uint8(generator.drawn(u, [derive_seed(seed, "pixels", int(i)) for i in indices]))
-            bar.advance(len(indices))
+
+    def draw(indices: Tensor) -> Tensor:
+        noise = Noise(seed, indices.tolist(), prior.generator.D, device)
+        u = prior.sample(noise, steps, temperature, tally and tally.watch)
+        if not u.isfinite().all():
+            raise not_finite(prior.kind)
+        if tally is not None:
+            tally.ended(u)
+        if pixels == "mean":
+            return picture.to_uint8(generator.images(u))
+        return picture.to_uint8(generator.drawn(u, [derive_seed(seed, "pixels", int(i)) for i in indices]))
+
+    wanted = torch.arange(n) if only is None else torch.tensor(only, dtype=torch.long)
+    if not len(wanted):
+        return
+    with progress(f"sampling {prior.kind}", len(wanted)) as bar:
+        for images in ranks.spread(wanted.split(ranks.share(len(wanted), batch_size)), draw):
+            yield images
+            bar.advance(len(images))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture
+from hebmtool import data, picture, ranks
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.generator import Posterior
 from hebmtool.metrics.detection import auroc
@@ -223,7 +223,8 @@ def make_scorer(
 
 def in_batches(scorer: Scorer, images: Tensor, cuts: Sequence[int] | None = None) -> np.ndarray:
     """The scores of many images, float64 [N, cuts]."""
-    return torch.cat([scorer(batch, cuts) for batch in images.split(BATCH)]).numpy()
+    parts = images.split(ranks.share(len(images), BATCH))
+    return torch.cat(list(ranks.spread(parts, lambda batch: scorer(batch, cuts)))).numpy()
 
 
 def blind_cut(scorer: Scorer, held_out: Tensor) -> tuple[int, list[float]]:
@@ -269,7 +270,11 @@ def stream(
     scorer: Scorer, images: Iterable[tuple[str, Tensor]], cut: int, batch_size: int = 64
 ) -> Iterator[tuple[str, float]]:
     """(name, score at the cut) of every image, a batch at a time."""
-    images = iter(images)
-    while batch := list(islice(images, batch_size)):
+
+    def score(batch: list[tuple[str, Tensor]]) -> list[tuple[str, float]]:
         names, pixels = zip(*batch, strict=True)
-        yield from zip(names, scorer(torch.stack(pixels), [cut])[:, 0].tolist(), strict=True)
+        return list(zip(names, scorer(torch.stack(pixels), [cut])[:, 0].tolist(), strict=True))
+
+    images = iter(images)
+    for scored in ranks.spread(iter(lambda: list(islice(images, batch_size)), []), score):
+        yield from scored

@@ -190,3 +190,28 @@ def test_nothing_said_is_nothing_checked():
     assert outputs.images(None, False) is None
     assert outputs.picture(None, False, "diagnose") is None
     assert outputs.page(None, False) is None
+
+
+def test_a_folder_that_was_interrupted_is_gone_on_with(hebm, tiny, tmp_path, monkeypatch):
+    sample = ("sample", "--runs", tiny, "--run", "digits", "--steps", 1, "--batch-size", 2)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert hebm(*sample, "-n", 7, "--out", whole)[0] == 0
+    to_png = picture.to_png
+
+    def interrupted(image):
+        if len(list(cut.glob("*.png"))) == 4:
+            raise KeyboardInterrupt
+        return to_png(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(picture, "to_png", interrupted)
+        assert hebm(*sample, "-n", 7, "--out", cut)[0] == 130
+    (cut / "000001.png").unlink()
+    status, _, err = hebm(*sample, "-n", 7, "--out", cut, "--seed", 5)
+    assert status == 1 and "was begun with other images (seed)" in err
+    assert hebm(*sample, "-n", 7, "--out", cut)[0] == 0
+    assert sorted(path.name for path in cut.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        one, other = (np.asarray(Image.open(folder / path.name)).astype(int) for folder in (whole, cut))
+        assert abs(one - other).max() <= 1
+    assert "not empty" in hebm(*sample, "-n", 7, "--out", cut)[2]
