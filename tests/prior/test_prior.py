@@ -12,7 +12,6 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator.whitening import Whitening
 from hebmtool.noise import Noise
 from hebmtool.prior import KINDS, Schedule, log_standard_normal
-from hebmtool.prior.energy import sinusoidal
 from hebmtool.recipe import words
 
 STAGES = {"gaussian": 1, "ebm": 2, "diffusion-ebm": 4, "flow": 5}
@@ -269,7 +268,8 @@ def test_the_log_ratio_is_the_sum_of_the_layers_networks(kind):
         z_1 = (2 * u_2).sin() + (u_2 / 3).exp() * u_1
         h_1 = torch.stack([u_2, u_2.square()], dim=1)[..., None, None]
         for t in range(prior.T):
-            level, (top, bottom) = sinusoidal(torch.full((7,), t)), prior.energy.layers
+            top, bottom = prior.energy.layers
+            level = top.embed(torch.full((7,), t))
             read = [torch.stack(pair, dim=1)[..., None, None] for pair in ((u_2, u_2), (z_1, u_1))]
             f = [top(read[0], None, level), bottom(read[1], h_1, level, prior.energy.standard(1))]
             scale = prior.chain.scale(prior.schedule, torch.tensor([t]))
