@@ -86,3 +86,11 @@ def test_two_processes_train_what_one_does(together, tmp_path):
     for world in (1, 2):
         together(world, HERE / "together.py", tmp_path / str(world), 4)
     print(compare(tmp_path / "1", tmp_path / "2"))
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_over_many_updates(together, tmp_path):
+    for world in (1, 2, 3):
+        together(world, HERE / "together.py", tmp_path / str(world), 20)
+    for world in (2, 3):
+        print(world, compare(tmp_path / "1", tmp_path / str(world)))
