@@ -98,6 +98,8 @@ def show(value: Any) -> str:
         return "a mapping"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) >= 10**60:  # Python itself shows none of more than 4,300 digits
+        return "a number of more than 60 digits"
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 

@@ -16,7 +16,7 @@ from hebmtool.recipe import together
 from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
-from hebmtool.recipe.part import MANY, Channels, Few, Part, Updates
+from hebmtool.recipe.part import MANY, Channels, Few, Part, Rate, Updates
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
@@ -173,8 +173,8 @@ class TrainVae(Part):
     recompute: bool = Field(
         False, description="compute the generator's cells again for the gradient instead of keeping what they found"
     )
-    lr: float = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
-    lr_min: float = Field(1e-4, ge=0, description="and at the end")
+    lr: Rate = Field(1e-3, gt=0, description="Adamax learning rate at the start (cosine decay)")
+    lr_min: Rate = Field(1e-4, ge=0, description="and at the end")
     lr_warmup: int = Field(200, ge=0, le=MANY, description="updates of linear warm-up")
     weight_decay: float = Field(3e-4, ge=0, description="Adamax's weight decay")
     kl_warmup: float = Field(0.3, ge=0, le=1, description="share of the updates over which the KL's weight rises to 1")
@@ -245,7 +245,7 @@ class Prior(Part):
         "langevin", description="'langevin' as published; 'unscaled' the joint EBM's; 'hmc' exact"
     )
     eta: float = Field(3e-5, gt=0, description="step size of the published two")
-    h: float = Field(0.3, gt=0, description="step size of the preconditioned chain")
+    h: float = Field(0.3, gt=0, le=30, description="step size of the preconditioned chain")
     theta: float = Field(0.5, gt=0, lt=1.6, description="step of the underdamped chain (radians); hmc's adapt from it")
     persistence: float = Field(
         0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
@@ -309,7 +309,7 @@ class TrainPrior(Part):
     accumulate: int = Field(
         1, ge=1, le=2**16, description="turns in which a batch is computed, for one that memory does not hold"
     )
-    lr: float = Field(4e-5, gt=0, description="Adam learning rate")
+    lr: Rate = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
     lr_staircase: bool = Field(False, description="the rate falls at the end of an epoch, not all through it")
     lr_warmup: int = Field(0, ge=0, le=MANY, description="updates of linear warm-up")
@@ -322,7 +322,7 @@ class TrainPrior(Part):
     joint: bool = Field(
         False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"
     )
-    generator_lr: float = Field(1e-4, gt=0, description="Adam learning rate of these two")
+    generator_lr: Rate = Field(1e-4, gt=0, description="Adam learning rate of these two")
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
@@ -331,7 +331,7 @@ class TrainPrior(Part):
         "float32", description="of generator and energies while learning; bf16 keeps parameters and latents in float32"
     )
     label_iterations: Updates = Field(2000, description="updates per label of prior.labels")
-    label_lr: float = Field(1e-3, gt=0, description="Adam learning rate for them")
+    label_lr: Rate = Field(1e-3, gt=0, description="Adam learning rate for them")
     readjust_bn: int = Field(
         0, ge=0, le=2**20, description="re-estimate BatchNorm statistics on this many generated batches"
     )

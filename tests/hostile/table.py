@@ -292,6 +292,10 @@ OTHERS = [
     (("flow-match", "absent"), 1, "no run"),
     (("train-prior", "absent.yaml"), 2, "recipe"),
     (("train-prior", "digits", "--set", "prior.kind=gaussian"), 2, "no training"),
+    (("train-prior", "digits", "--set", "prior.h=1e10"), 2, "prior.h is 10000000000, but must be .* at most 30"),
+    (("train-prior", "digits", "--set", "train_prior.lr=1e38"), 2, "train_prior.lr .* at most 1e\\+30"),
+    (("train-vae", "digits", "--set", "train_vae.lr=1e38"), 2, "train_vae.lr .* at most 1e\\+30"),
+    (("recipes", "check", "digits", "--set", "seed=0x" + "f" * 5000), 2, "seed is a number of more than 60 digits"),
     (("train-prior", "digits", "--set", "evaluate.features=words.pt"), 1, "hebm: "),
 ]
 

@@ -63,6 +63,7 @@ def test_the_same_chain_draws_the_same_bits(generator, kind, chain):
         "preconditioned": {"theta": 0.1},
         "underdamped": {"eta": 0.5},
         "hmc": {"eta": 0.5},
+        "unscaled": {"h": 0.7},
     }[chain]
     assert torch.equal(prior.using(**other).sample(noise(generator)), prior.sample(noise(generator)))
     own = {
@@ -70,6 +71,7 @@ def test_the_same_chain_draws_the_same_bits(generator, kind, chain):
         "preconditioned": {"h": 0.1},
         "underdamped": {"theta": 0.1},
         "hmc": {"theta": 0.1},
+        "unscaled": {"eta": 0.02},
     }[chain]
     assert not torch.equal(prior.using(**own).sample(noise(generator)), prior.sample(noise(generator)))
     # And the prior itself is as it was.
