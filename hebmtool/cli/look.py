@@ -34,7 +34,10 @@ def runs(
 
 
 def models(as_json: options.JsonLines = False) -> None:
-    """List the trained runs that come with the package, ready to be named by `--run`.
+    """List the trained runs that come with the package.
+
+    Any command takes them by name, as `hebm sample --run digits` does; the first time, they are copied beside other
+    runs.
 
     Examples:
 

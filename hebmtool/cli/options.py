@@ -102,9 +102,6 @@ def opened(name: str | None, runs: Path, prior: str | None = None, data_path: st
     run.data_path = data_path
     if prior is not None:
         run.require_prior(prior)
-    if name is None:
-        best = f", prior {run.priors()[-1]}" if prior is None and run.priors() else ""
-        note(f"the newest run: {run.path}{best}")
     return run
 
 
@@ -121,7 +118,10 @@ def load(
     run = opened(name, runs, prior, data_path)
     from hebmtool import api
 
-    return api.load(run, prior, device=device, precision="bf16" if fast else "float32", **readjust)
+    model = api.load(run, prior, device=device, precision="bf16" if fast else "float32", **readjust)
+    if name is None:
+        note(f"the newest run: {run.path}, its {model.prior.kind} prior")
+    return model
 
 
 # Completion -----------------------------------------------------------------------------------------------------------

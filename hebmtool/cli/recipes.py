@@ -58,6 +58,8 @@ def keys(
 ) -> None:
     """List the keys a recipe has, one a line: name, tab, default, tab, what it takes, tab, what it is for.
 
+    Each can be overridden where a recipe is used, by `--set NAME=VALUE`.
+
     Examples:
 
         hebm recipes keys lr
@@ -80,7 +82,9 @@ def new(
     ] = "digits",
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
-    """Write NAME.yaml, a copy of another recipe under its own name, to be changed. Prints the file.
+    """Write NAME.yaml, a copy of another recipe under its own name, to be changed.
+
+    Prints the file's name.
 
     Examples:
 

@@ -54,7 +54,7 @@ MNIST = [
     *("name=mnist", "generator.layers_per_scale=3", "generator.latent_channels=1", "generator.encoder_channels=4"),
     *("generator.decoder_channels=4", "evaluate.samples=16"),
 ]
-DATA = ["data.source=array", "data.path=mnist.npz", "data.test_fraction=0.25"]
+DATA = ["data.source=array", "data.path=mnist.npz", "data.size=8", "data.test_fraction=0.25"]
 LABELS = [
     "prior.labels=[class, odd, Smiling, Male]",
     "data.attributes={odd: ['1', '3', '5', '7', '9'], Smiling: ['0', '3'], Male: ['1', '7']}",

@@ -129,6 +129,7 @@ SAMPLERS = {
     "preconditioned": {"h": 0.12, "steps": 30},
     "underdamped": {"theta": 0.3, "persistence": 0.7, "steps": 22},
     "hmc": {"theta": 0.4, "steps": 41},
+    "unscaled": {"eta": 0.08, "steps": 80},
 }
 N = 3000
 of_either_scale = pytest.mark.parametrize("learned_with", ["langevin", "preconditioned"])
