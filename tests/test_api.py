@@ -534,7 +534,7 @@ def test_diagnose_is_told_all(model, monkeypatch):
     monkeypatch.setattr(diagnostics, "diagnose_prior", lambda *given: told.append(given) or "found")
     assert model.diagnose(24, 1, 3, ["chains"], chain="underdamped", theta=0.3).found == "found"
     [(prior, *others)] = told
-    assert others == [model.run, 24, 1, 3, ["chains"]]
+    assert others == [model.run, model.recipe, 24, 1, 3, ["chains"]]
     assert torch.equal(drawn(prior), model.sample(4, chain="underdamped", theta=0.3))
     with pytest.raises(UsageError, match="samples is 3"):
         model.diagnose(samples=3)
