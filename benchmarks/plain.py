@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import ELU
 from hebmtool.prior import EnergyPrior
-from hebmtool.prior.energy import sinusoidal
+from hebmtool.prior.energy import PERIOD, TIME_FEATURES, sinusoidal
 
 
 def spectral(conv, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Plain:
     def F(self, u: Tensor, t: Tensor) -> Tensor:
         """F(T(u), t), [N]."""
         zs, maps, states, _ = self.decode(u)
-        level = sinusoidal(t)
+        level = sinusoidal(t, TIME_FEATURES, PERIOD)
         total = torch.zeros(len(u), device=u.device)
         for l in range(len(zs)):
             total = total + self.f(l, zs[l], maps[l], states[l], level)
@@ -172,7 +172,7 @@ class Plain:
         for u in (positive, negative):
             with torch.no_grad():
                 zs, maps, states, _ = self.decode(u)
-            level = sinusoidal(t)
+            level = sinusoidal(t, TIME_FEATURES, PERIOD)
             F.append(sum(self.f(l, zs[l], maps[l], states[l], level) for l in range(len(zs))))
         scale = prior.scale(t)
         if config.objective == "recovery":

@@ -104,7 +104,7 @@ def ood_score(
         said = how | {"level": None if level == 1 else level, "seed": seed or None, "n": None if n == 300 else n}
         _print_separation(model, found, sink, as_json, outputs.name("ood", found.prior, **said, against=ood))
     else:
-        given = named(paths, null)
+        given = given_paths(paths, null)
         _print_scores(model.score_stream(given, batch_size=batch_size, failed=unread, **how), unread, as_json)
     unread.leave()
 
@@ -171,7 +171,7 @@ def reconstruct(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    given = named(paths, null)
+    given = given_paths(paths, null)
     found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 16 else n}
     name = outputs.name("reconstruct", found.prior, **said, steps=steps, fit=fit, seed=seed)
@@ -247,7 +247,7 @@ def inpaint(
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    given = named(paths, null)
+    given = given_paths(paths, null)
     found = model.inpaint(given, mask, draws, n=n, damaged=damaged, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 8 else n}
     said |= {"draws": None if draws == 4 else draws, "damaged": damaged, "steps": steps, "fit": fit}
@@ -262,7 +262,7 @@ def inpaint(
     unread.leave()
 
 
-def named(paths: list[str] | None, null: bool) -> Iterator[str] | None:
+def given_paths(paths: list[str] | None, null: bool) -> Iterator[str] | None:
     """The paths, with those on standard input, one a line (or each ended by NUL), in place of -."""
     if null and "-" not in (paths or ()):
         raise UsageError("--null is of paths on standard input; name - among the paths, or leave it out")

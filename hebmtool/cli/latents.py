@@ -6,7 +6,7 @@ import typer
 
 from hebmtool.cli import options, outputs
 from hebmtool.cli.failures import Unread
-from hebmtool.cli.images import named
+from hebmtool.cli.images import given_paths
 from hebmtool.console import note
 
 
@@ -36,7 +36,7 @@ def encode(
     """
     path = outputs.file(out, force, "encode writes latents", ".npz")
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    found = model.encode(named(paths, null), n=n, steps=steps, seed=seed, fit=fit, failed=unread)
+    found = model.encode(given_paths(paths, null), n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     found.save(path)
     for name in found.names:
         print(name)
@@ -102,7 +102,7 @@ def interpolate(
     """
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
-    found = model.interpolate(named(paths, null), points, steps=steps, seed=seed, fit=fit, failed=unread)
+    found = model.interpolate(given_paths(paths, null), points, steps=steps, seed=seed, fit=fit, failed=unread)
     if sink.one_picture:
         sink.write_picture(found.png())
     else:

@@ -54,7 +54,8 @@ def reached(name: str, known: dict[str, ast.FunctionDef]) -> set[str]:
     seen, left = set(), [name]
     while left:
         here = left.pop()
-        if here in seen or here not in known:
+        # A command is called by nobody: what is, is a method of that name, such as a text's `encode`.
+        if here in seen or here not in known or (seen and here.replace("_", "-") in COMMANDS):
             continue
         seen.add(here)
         calls = [node.func for node in ast.walk(known[here]) if isinstance(node, ast.Call)]
