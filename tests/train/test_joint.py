@@ -91,7 +91,7 @@ def test_generator_encoder_and_energy_get_the_gradients_of_the_bound(reads, monk
     share = (log_density() + volume.log()).softmax(0).detach()
     drawn = points[torch.multinomial(share, 60_000, replacement=True)]
     monkeypatch.setattr(prior, "sample", lambda eps: drawn)
-    monkeypatch.setattr(prior, "negatives", lambda *given: drawn[: len(x)])
+    monkeypatch.setattr(prior, "negatives", lambda *given, learning: drawn[: len(x)])
     torch.manual_seed(5)
     loss, figures = joint_loss(generator, prior, x)
     loss.backward()
