@@ -204,7 +204,8 @@ def test_refining_keeps_the_law_of_level_0(monkeypatch, kind, chain):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_held_coordinate_leaves_the_conditional_of_the_other(monkeypatch, chain):
     """Nothing Gaussian, F = 1.5 sin(u_2 + u_1) with u_2 held, against sums along the line through it."""
-    keys = {"langevin": {"eta": 0.05, "steps": 200}, "preconditioned": {"h": 0.05, "steps": 120}}
+    keys = dict.fromkeys(("langevin", "unscaled"), {"eta": 0.05, "steps": 200})
+    keys["preconditioned"] = {"h": 0.05, "steps": 120}
     prior = toy_prior(Plane(), "ebm", chain, **keys.get(chain, {"theta": 0.2, "steps": 60}))
     monkeypatch.setattr(prior, "F", lambda u, t: 1.5 * prior.scale(t) * (u[:, 0] + u[:, 1]).sin())
     line, n, found = torch.linspace(-6, 6, 2001, dtype=torch.float64), 3000, []
@@ -250,7 +251,7 @@ def test_only_the_layers_of_a_part_are_drawn_again(vivid, monkeypatch, kind):
     monkeypatch.setattr(vivid, "images", lambda u: decoded.append(u) or torch.zeros(len(u), 1, 8, 8))
     parts = [[3], [2], [2, 1]]
     hierarchy.draw(prior, parts, 2, 2)
-    base, *resampled = decoded
+    *resampled, base = decoded
     for u, part in zip(resampled, parts, strict=True):
         for l, (a, b) in enumerate(zip(vivid.split(u), vivid.split(base.repeat_interleave(2, 0)), strict=True)):
             assert torch.equal(a, b) == (vivid.layer_number(l) not in part)
