@@ -20,7 +20,7 @@ from hebmtool.metrics.features import BATCH, load_features
 from hebmtool.metrics.figures import Figure
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.run.header import contents
+from hebmtool.run.header import CONTENTS, contents
 from hebmtool.run.open import STATISTICS, load_prior
 from hebmtool.use.sample import sample
 
@@ -410,7 +410,7 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
     assert head.split() == ["gaussian", "ebm", "reconstructions"]
     assert [row.split()[0] for row in rows[:3]] == ["FD", "closure", "KID"]
     assert f"command: hebm evaluate digits --runs {copied} --prior ebm --samples 20" in rows
-    digest = files.digest(copied / "digits" / "prior-ebm.safetensors")[:12]
+    digest = contents(copied / "digits" / "prior-ebm.safetensors").removeprefix(CONTENTS)[:12]
     for words in (
         digest,
         torch.__version__,
@@ -425,7 +425,7 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
     assert (
         status == 0
         and found["run"] == "digits"
-        and found["provenance"]["checkpoints"]["prior-ebm.safetensors"] == digest
+        and found["provenance"]["checkpoints"]["prior-ebm.safetensors"] == CONTENTS + digest
     )
     assert {"name", "value", "error", "of", "better", "layer", "note"} == set(found["figures"][0])
 

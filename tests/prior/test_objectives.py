@@ -69,8 +69,8 @@ def test_gradient_of_the_loss_holds_the_negatives(generator, monkeypatch, kind, 
     prior, seen = toy_prior(generator, kind, chain, penalty=0.1), {}
     negatives, pairs = prior.negatives, prior.pairs
 
-    def record_negatives(*arguments):
-        seen["negative"] = negatives(*arguments)
+    def record_negatives(*arguments, **keys):
+        seen["negative"] = negatives(*arguments, **keys)
         return seen["negative"]
 
     def record_pairs(u_0):
@@ -102,7 +102,7 @@ def test_a_margin_turns_the_push_round_where_the_chain_overshoots(generator):
     """The loss falls with the gap down to -margin and rises again below it, image by image."""
     made = toy_prior(generator, "ebm", steps=1, margin=3.0)
     gaps = torch.tensor([2.0, -2.0, -3.0, -5.0]).requires_grad_(True)
-    made.negatives = lambda u_next, t, eps: torch.zeros_like(u_next)
+    made.negatives = lambda u_next, t, eps, learning: torch.zeros_like(u_next)
     made.F = lambda u, t: torch.cat([torch.zeros(4), gaps])
     loss, figures = made.loss(torch.randn(4, generator.D), torch.rand(4, 1, 8, 8))
     assert loss.item() == pytest.approx((2.0 - 2.0 - 3.0 + (-5.0 + 2 * 2.0)) / 4)
