@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from hebmtool import ranks
+from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError
 
 
@@ -64,6 +65,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "float32":
         return nullcontext()
     return ShapesCast() if device.type == "meta" else torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is ten times slower than float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def fast_precision(device: torch.device) -> str:
+    """The precision to be fast in: "bf16", or "float32" where the device computes that faster."""
+    return "bf16" if computes_bf16(device) else "float32"
+
+
+def tell_if_slow(device: torch.device, key: str, precision: str) -> None:
+    """Say so where a recipe's key asks for a precision that this device is slow in."""
+    if precision == "bf16" and not computes_bf16(device):
+        note(
+            f"{key} is bf16, for which this device has no instructions: float32 is several times faster here; "
+            f"set {key}=float32"
+        )
 
 
 def uncast(device: torch.device) -> AbstractContextManager:

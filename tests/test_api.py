@@ -19,7 +19,7 @@ from tiny import DIGITS, FLOW
 from torch import Tensor
 
 import hebmtool
-from hebmtool import api, data
+from hebmtool import api, compute, data
 from hebmtool.api.model import Model
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.judge import classifier, ood
@@ -274,15 +274,18 @@ def test_priors_without_steps_say_so(tiny, flow):
                 each.sample(2, **how)
 
 
-def test_fast_draws_in_bf16_with_few_steps(tiny, model):
-    prior = load_prior(Run(tiny / "digits"), "diffusion-ebm", CPU, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_fast_draws_with_few_steps_in_the_faster_precision(tiny, monkeypatch, precision):
+    monkeypatch.setattr(compute, "computes_bf16", lambda device: precision == "bf16")
+    model = model_of(tiny)
+    prior = load_prior(Run(tiny / "digits"), "diffusion-ebm", CPU, precision=precision)
     expected = drawn(prior, steps=prior.fast_steps())
     assert torch.equal(model.sample(4, fast=True), expected)
     loaded = model._fast
     assert torch.equal(model.sample(4, fast=True), expected) and model._fast is loaded, "loaded once"
-    assert model.prior.generator.precision == "float32"
+    assert model.prior.generator.precision == "float32" and loaded.generator.precision == precision
     half = model_of(tiny, precision="bf16")
-    assert torch.equal(half.sample(4, fast=True), expected) and half._fast is half.prior
+    assert half._fast is half.prior, "as it was asked for"
 
 
 # Some layers given the others, and conditions -------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def evaluate(
         reference: hold against "test" images, or "train" as in published FIDs.
         repeats: independent draws, of which figures are the mean.
         seed: of the draws; the recipe's when None.
-        fast: draw in bf16 with few steps (`Model.sample`).
+        fast: draw in bf16 (float32 where that is faster) with few steps (`Model.sample`).
         parts: of "likelihood", "two-sample" and "chains", what `Model.diagnose` tells, as well.
         trust_features: open the file that `features` names even where it runs code (TorchScript, .pt2).
         chain, settings: the chain drawn by (`Model`), in place of what each prior was learned with.

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from hebmtool.api.given import at_least
+from hebmtool.compute import fast_precision
 from hebmtool.errors import UsageError
 from hebmtool.generator import Generator
 from hebmtool.judge.sources import drawn_by, given
@@ -45,7 +46,8 @@ class Loaded:
 
     @cached_property
     def _fast(self) -> Prior:
-        return self.prior if self.precision == "bf16" else self._prior_in("bf16")
+        precision = fast_precision(self.device)
+        return self.prior if self.precision in ("bf16", precision) else self._prior_in(precision)
 
     def _drawn_by(
         self,

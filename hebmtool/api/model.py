@@ -85,7 +85,8 @@ class Model(Drawing, Looking, Coding):
         steps: Langevin steps, of every level or of each (least noise first); the prior's own when None.
         chain, settings: draw by another chain than the prior was learned with, "langevin", "preconditioned" or
             "underdamped", or by other values of its settings, eta, h, theta, persistence (the recipe's `prior` part).
-        fast: in bf16, and with the few steps of `prior.fast`: by default only where the noise is least.
+        fast: with the few steps of `prior.fast`, by default only where the noise is least, and in bf16 (float32
+            where that is faster).
         batch_size: images drawn at a time.
         failed: told of every file that cannot be read, which is then passed over; when None it ends the call.
 

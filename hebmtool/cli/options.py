@@ -117,8 +117,10 @@ def load(
     """Its model."""
     run = opened(name, runs, prior, data_path)
     from hebmtool import api
+    from hebmtool.compute import fast_precision, pick_device
 
-    model = api.load(run, prior, device=device, precision="bf16" if fast else "float32", **readjust)
+    precision = fast_precision(pick_device(device)) if fast else "float32"
+    model = api.load(run, prior, device=device, precision=precision, **readjust)
     if name is None:
         note(f"the newest run: {run.path}, its {model.prior.kind} prior")
     return model
@@ -290,8 +292,8 @@ Fast = Annotated[
     bool,
     typer.Option(
         "--fast",
-        help="In bf16, and only the Langevin steps of prior.fast: by default K where the noise is least. "
-        "A joint EBM takes all of its K.",
+        help="Only the Langevin steps of prior.fast, by default K where the noise is least, and in bf16 where that is "
+        "faster. A joint EBM takes all of its K.",
         rich_help_panel=CHAIN,
     ),
 ]

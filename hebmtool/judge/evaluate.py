@@ -13,7 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from hebmtool.compute import device_name
+from hebmtool.compute import device_name, fast_precision
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.judge.closure import sizes
@@ -100,7 +100,7 @@ def evaluate(
         reference: the split all are held against; the closure is defined for "test".
         repeats: independent sets drawn of each; from two on, figures are their mean and its standard error.
         seed: of the draws, the recipe's when None.
-        fast: draw fast (`Prior.fast_steps`), everything in bf16.
+        fast: draw fast (`Prior.fast_steps`), everything in bf16 where the device computes that faster.
         parts: of `diagnose.PARTS`, to be judged as well.
         trust_features: whether the file that `features` names may run code (TorchScript, .pt2).
         command: what the user typed, for the provenance.
@@ -127,7 +127,7 @@ def evaluate(
         )
     images, held_out = (split.load(run, recipe.data, each) for each in ("train", reference))
     n, sampler = sizes(samples or recipe.evaluate.samples, images, held_out), given(chain, settings)
-    own, trained = load_priors(run, kinds, device, steps, sampler, "bf16" if fast else "float32")
+    own, trained = load_priors(run, kinds, device, steps, sampler, fast_precision(device) if fast else "float32")
     sources = list_sources(own, trained, images, held_out, recipe, n, steps, fast)
     diagnosed = [(prior, telling(prior, parts)) for prior in (trained or [own]) if parts]
     digest = cache.images_digest(held_out)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hebmtool import data, picture, ranks, rows
 from hebmtool.chains import Chain, make_chain
+from hebmtool.compute import tell_if_slow
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower, Whitening, readjust_batchnorm
@@ -280,6 +281,7 @@ class Ground:
 
 def _ground(recipe: Recipe, whole: Tower, images: data.Images, resume: bool) -> Ground:
     config, statistics = recipe.train_prior, {}
+    tell_if_slow(whole.device, "train_prior.precision", config.precision)
     if config.readjust_bn:
         readjust_batchnorm(whole, config.readjust_bn, temperature=config.readjust_temperature)
         statistics = {k: v for k, v in whole.state_dict().items() if "running_" in k}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hebmtool import data, picture, ranks, rows
-from hebmtool.compute import autocast
+from hebmtool.compute import autocast, tell_if_slow
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 from hebmtool.generator import Tower
@@ -140,6 +140,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         alike.data = old.data.model_copy(update={"path": recipe.data.path, "download": recipe.data.download})
         Run.check_same(alike, recipe, ["generator", "train_vae", "data", "seed"])
     images, test = split.both(run, recipe.data)
+    tell_if_slow(device, "train_vae.precision", config.precision)
     torch.manual_seed(derive_seed(seed, "generator"))
     generator = Tower(recipe.generator, images.shape, recipe.data.bits).to(device)
     generator.recompute = config.recompute

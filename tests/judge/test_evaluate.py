@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hebmtool import data, files, picture
+from hebmtool.compute import fast_precision
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.judge.closure import closure, draw_seed, prior_images, reconstruct, reconstructions
 from hebmtool.judge.diagnose import PARTS
@@ -137,7 +138,7 @@ def test_one_kind_with_other_steps(run):
 
 def test_fast_draws_as_sampling_does(run):
     found = evaluate(run, CPU, "diffusion-ebm", fast=True)
-    prior = load_prior(run, "diffusion-ebm", CPU, precision="bf16")
+    prior = load_prior(run, "diffusion-ebm", CPU, precision=fast_precision(CPU))
     draws = draw_seed(run.recipe(), 0)
     images = torch.cat(list(sample(prior, N, draws, BATCH, steps=prior.fast_steps())))
     features = load_features(None, images.shape[1:], CPU)
