@@ -1,5 +1,5 @@
 """A prior, a chain, an objective and a likelihood defined here, outside the package, go through training, sampling,
-scoring and evaluation like its own: what docs/architecture.md says of adding one, done word for word."""
+scoring and evaluation like its own: what docs/extend.md says of adding one, done word for word."""
 
 import json
 import shutil

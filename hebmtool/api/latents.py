@@ -78,7 +78,7 @@ class Coding(Loaded):
         Arguments:
             images: uint8 [N, C, H, W], or paths, at least two; the run's first two test images when None.
             points: of each way, ends included; at least 3.
-            steps: Langevin steps on the prior that the points between make, with the same noise; 10 when None.
+            steps: Langevin steps on the prior that the points between make, with the same noise; 2 when None.
             seed: of posterior draws and chains.
             fit: bring images of another size or colour to the run's, instead of refusing them.
 

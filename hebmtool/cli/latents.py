@@ -76,7 +76,7 @@ def interpolate(
     points: Annotated[int, typer.Option(min=3, max=options.MOST, help="Images of each way, ends included.")] = 9,
     steps: Annotated[
         int | None,
-        typer.Option(min=0, max=options.MOST, help="Langevin steps of those between, on the prior.", show_default="10"),
+        typer.Option(min=0, max=options.MOST, help="Langevin steps of those between, on the prior.", show_default="2"),
     ] = None,
     seed: Annotated[int, options.seed("Of the posterior draws and the chains.")] = 0,
     fit: options.Fit = False,

@@ -170,7 +170,7 @@ def converted(path: str | Path) -> nn.Module:
                 return network
     raise HebmError(
         f"{path} computes what none of the known architectures does ({', '.join(ARCHITECTURES)}); add its class as "
-        "docs/architecture.md says, or go on with the TorchScript file, named by yourself and trusted"
+        "docs/extend.md says, or go on with the TorchScript file, named by yourself and trusted"
     )
 
 

@@ -25,8 +25,9 @@ from hebmtool.prior import Prior, not_finite
 ARRAYS = ("u", "z", "names", "shapes", "generator")
 """Of the file."""
 
-TO_PRIOR = 10
-"""Langevin steps that points between make, unless another number is asked for."""
+TO_PRIOR = 2
+"""Langevin steps that points between make, unless another number is asked for.  Few: ten steps with the same noise have
+forgotten where each point was, and make one image of all of them."""
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""Every command that README.md and the help of a command show, run as it stands there, with nothing replaced in it.
+"""Every command that README.md, the tutorial, the pages of uses and the help of a command show, run as it stands there,
+with nothing replaced in it.
 
 Only the world around it is small.  A command runs in a folder of its own where the names it uses mean something:
 
@@ -10,6 +11,8 @@ Only the world around it is small.  A command runs in a folder of its own where 
     runs/mnist-flow                                     a flow run
     imgs/, cats/, a.png, dogs.npz, ...                  images of the run's size; a mask, feature networks, a checkpoint
     latents.npz                                         of the run mnist
+
+`--run digits` is the run that comes with the package,
 
 and what a training is to make is taken away before it (`make_room`).  What is changed in a command is in `SHORTER`,
 what is not run, and why, in `SKIPPED`.  The whole takes minutes: `--slow` runs it.
@@ -28,6 +31,7 @@ import torch
 import typer
 from PIL import Image
 from published import make, publish
+from shown import ROOT, commands
 from sklearn.datasets import load_digits
 from tiny import DIGITS, FLOW, train_digits, train_flow_run
 
@@ -36,8 +40,6 @@ from hebmtool.cli.main import app
 from hebmtool.judge import classifier
 from hebmtool.metrics import networks
 
-README = Path(__file__).parents[2] / "README.md"
-PROGRAMS = ("hebm", "find", "cp")
 SHORTER = {
     r"(-n|--samples) \d{3,}": r"\1 24",  # images, and draws
     r"^pip install \. && ": "",
@@ -45,6 +47,10 @@ SHORTER = {
 SKIPPED = {
     "--fid": "judges by Inception, which is not to be had without a network",
     "pip install": "installs the package, and runs these tests",
+    "git clone": "needs a network",
+    "cd hebmtool": "stands beside a clone",
+    "hebmtool.metrics.networks": "tests/metrics/test_networks.py converts networks that it makes",
+    "--install-completion": "writes into the shell's own files",
     "somebody/": "needs a hub; tests/cli/test_sharing.py has one on this machine",
 }
 FEW = 1  # examples of a command that always run
@@ -65,10 +71,13 @@ LABELS = [
 
 
 def in_readme() -> list[str]:
-    """The commands in README's indented blocks, without the words after #."""
-    lines = [line[4:] for line in README.read_text("utf-8").splitlines() if line.startswith("    ")]
-    lines = [re.sub(r"\s+# .*$", "", line) for line in lines]
-    return [line for line in lines if line.startswith((*PROGRAMS, "pip"))]
+    return commands(ROOT / "README.md")
+
+
+def in_docs() -> list[str]:
+    """Those of the pages that teach; what other pages show was run once, and is only read (`test_docs.py`)."""
+    pages = [ROOT / f"docs/{name}.md" for name in ("install", "tutorial")]
+    return [line for page in [*pages, *sorted((ROOT / "docs/use").glob("*.md"))] for line in commands(page)]
 
 
 def in_help() -> list[str]:
@@ -84,7 +93,7 @@ def in_help() -> list[str]:
 def shown() -> list:
     """All of them once, shortened; of each command the first few, and with --slow all."""
     parameters, run = [], Counter()
-    for line in dict.fromkeys(in_readme() + in_help()):
+    for line in dict.fromkeys(in_readme() + in_docs() + in_help()):
         command = line
         for long, short in SHORTER.items():
             command = re.sub(long, short, command)

@@ -99,6 +99,9 @@ def test_points_between_make_steps_with_the_same_noise_and_ends_stay(generator, 
     noise = Noise(derive_seed(5, "between"), [1, 1], generator.D)
     assert torch.allclose(found[1, 1:-1], prior.refine(circle[1:-1], noise, 2))
     assert torch.equal(found[1], circle) == (kind == "gaussian")
+    # Unless told otherwise so few that the points do not become one.
+    default = latents.between(prior, ends, 4, None, seed=5)[1]
+    assert (default[1] - default[2]).norm() > (circle[1] - circle[2]).norm() / 2
     # Alone, a point would have made the same steps.
     assert torch.allclose(
         found[1, 2], prior.refine(circle[2:3], Noise(derive_seed(5, "between"), [1], generator.D), 2)[0], atol=1e-5
