@@ -127,7 +127,7 @@ class Chain(ABC):
             held: coordinates kept at given values; the others then follow their conditional.
         """
         a, sigma = schedule.conditional(t)
-        return self.draw(watched(slope, watch), u_next, a, sigma, schedule, t, K, eps, tau, held)
+        return self.draw_told(watch, slope, u_next, a, sigma, schedule, t, K, eps, tau, held)
 
     def refine(
         self,
@@ -142,7 +142,11 @@ class Chain(ABC):
     ) -> Tensor:
         """K more steps from u_0 [N, D] on p(u_0) ~ exp(F(u_0) / scale) N(u_0; 0, I) itself, level 0's marginal."""
         t, one = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device), u_0.new_ones(len(u_0), 1)
-        return self.draw(watched(slope, watch), u_0, 0 * one, one, schedule, t, K, eps, tau, held, u_0)
+        return self.draw_told(watch, slope, u_0, 0 * one, one, schedule, t, K, eps, tau, held, u_0)
+
+    def draw_told(self, watch: Watch | None, slope: Slope, *given) -> Tensor:
+        """`draw`, of whose gradients `watch` is told; one that tests its moves has more to tell."""
+        return self.draw(watched(slope, watch), *given)
 
     @abstractmethod
     def draw(

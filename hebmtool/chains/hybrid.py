@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hebmtool import recipe as recipes
-from hebmtool.chains.base import Chain, Eps, Held, Levels, Slope, Watch, hold
+from hebmtool.chains.base import Chain, Eps, Held, Slope, Watch, hold
 
 KICKS = 4  # of a move; eight are slower for a gradient
 ACCEPTED = 0.75
@@ -145,37 +145,11 @@ class Hybrid(Chain, word="hmc"):
         """The same with steps of each level's own, [T] radians."""
         return replace(self, by_level=by_level)
 
-    def __call__(
-        self,
-        slope: Slope,
-        u_next: Tensor,
-        schedule: Levels,
-        t: Tensor,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        a, sigma = schedule.conditional(t)
-        return hybrid(slope, a * u_next, sigma, self._angle(t), K, eps, tau, held, None, watch)
+    def draw_told(self, watch: Watch | None, slope: Slope, *given) -> Tensor:
+        return self.draw(slope, *given, watch=watch)
 
-    def refine(
-        self,
-        slope: Slope,
-        u_0: Tensor,
-        schedule: Levels,
-        K: int,
-        eps: Eps,
-        tau: float = 1.0,
-        held: Held | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        t, one = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device), u_0.new_ones(len(u_0), 1)
-        return hybrid(slope, 0 * u_0, one, self._angle(t), K, eps, tau, held, u_0, watch)
-
-    def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
-        return hybrid(slope, a * u_next, sigma, self._angle(t), K, eps, tau, held, start)
+    def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None, watch=None) -> Tensor:
+        return hybrid(slope, a * u_next, sigma, self._angle(t), K, eps, tau, held, start, watch)
 
     def _angle(self, t: Tensor) -> Callable[[], Tensor]:
         if self.by_level is None:

@@ -36,6 +36,7 @@ The Gaussian terms have these closed forms; only F needs autograd.
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -122,15 +123,19 @@ def underdamped(
 
 
 @dataclass(frozen=True)
-class Published(Chain, word="langevin"):
-    """`langevin`, with the step size eta."""
+class Langevin(Chain):
+    """`langevin`, with the step size eta; subclasses say what it is a step of."""
 
     eta: float
     leaves_out_levels = False
 
     @classmethod
-    def from_recipe(cls, config: recipes.Prior) -> "Published":
+    def from_recipe(cls, config: recipes.Prior) -> Self:
         return cls(config.eta)
+
+
+class Published(Langevin, word="langevin"):
+    """F scaled by 1 / b_t^2, and steps of b_t^2."""
 
     def scale(self, schedule: Levels, t: Tensor) -> Tensor:
         """b_t^2."""
@@ -144,16 +149,8 @@ class Published(Chain, word="langevin"):
         return langevin(slope, u_next, a, sigma, b, K, eps, tau, held, start)
 
 
-@dataclass(frozen=True)
-class Unscaled(Chain, word="unscaled"):
-    """`langevin` with F unscaled, all steps being of size s = eta."""
-
-    eta: float
-    leaves_out_levels = False
-
-    @classmethod
-    def from_recipe(cls, config: recipes.Prior) -> "Unscaled":
-        return cls(config.eta)
+class Unscaled(Langevin, word="unscaled"):
+    """F as it is, all steps being of size s = eta."""
 
     def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None) -> Tensor:
         def pushed(u: Tensor) -> tuple[Tensor, Tensor]:
