@@ -20,6 +20,7 @@ def export(
     out: str | Path = "exported",
     *,
     name: str | None = None,
+    half: bool = False,
     runs: str | Path = "runs",
     device: str = "auto",
 ) -> Path:
@@ -32,6 +33,8 @@ def export(
         run, runs, device: as `load`'s.
         out: a folder that does not exist yet.
         name: what the card calls the run by; the folder's name when None.
+        half: whether weights are kept in bf16.  The copy then is another model, by their rounding: figures, which were
+            measured of the run, are left out.
 
     Raises:
         HebmError: there is no such run, nothing in it can be loaded, or the folder is there or cannot be written.
@@ -51,7 +54,7 @@ def export(
     except OSError as error:
         raise HebmError(f"cannot make the folder {out}: {error.strerror or error}") from error
     try:
-        _copy(found, made)
+        _copy(found, made, half)
         files.write_bytes(made / card.PICTURE, card.picture_of(subject))
         files.write_text(made / "README.md", card.card(subject, name or out.name))
         made.chmod(0o755)
@@ -63,19 +66,23 @@ def export(
     return out
 
 
-def _copy(run: Run, folder: Path) -> None:
+def _copy(run: Run, folder: Path, half: bool) -> None:
     from hebmtool.run import checkpoint
 
     files.write_text(folder / "recipe.yaml", dump(_elsewhere(run.recipe())))
-    if run.figures():
+    if run.figures() and not half:
         figures = json.dumps(_without_commands(json.loads(run.figures_path.read_text())), indent=2)
         files.write_text(folder / run.figures_path.name, figures + "\n")
-    for path in run.checkpoints():
+    # The generator first: others say of which they are.
+    for path in sorted(run.checkpoints(), key=lambda path: path != run.generator_path):
         if not path.name.endswith(".train.safetensors"):
             tensors, header = checkpoint.load(path)
             recipe, extra = _elsewhere(checkpoint.recipe(path, header)), dict(header.extra)
+            if half:
+                tensors = {key: x.bfloat16() if x.is_floating_point() else x for key, x in tensors.items()}
             if "generator" in extra and is_of(extra["generator"], run.generator_path):
-                extra["generator"] = contents(run.generator_path)  # 0.1.0 recorded a digest of the file, now another
+                # Of the copy: its weights may be rounded, and 0.1.0 recorded a digest of the file, now another.
+                extra["generator"] = contents(folder / run.generator_path.name)
             checkpoint.save(folder / path.name, tensors, kind=header.kind, recipe=recipe, step=header.step, extra=extra)
 
 

@@ -13,12 +13,15 @@ ADDRESS = typer.Argument(metavar="USER/NAME", help="On the hub; @REVISION may fo
 def export(
     run: options.RunNamed = None,
     out: Annotated[str, options.out("A folder that does not exist yet.", default="exported")] = "exported",
+    half: Annotated[
+        bool, typer.Option("--half", help="Weights in bf16, half as large: another model, without the run's figures.")
+    ] = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
 ) -> None:
     """Copy a run without optimizer states and paths of this machine, with a card: ready to be given away.
 
-    The copy draws and scores as the run does, bit for bit.  Prints the folder.
+    The copy draws and scores as the run does, bit for bit unless its weights are rounded.  Prints the folder.
 
     Examples:
 
@@ -27,7 +30,7 @@ def export(
     options.opened(run, runs)
     from hebmtool import api
 
-    print(api.export(run, out, runs=runs, device=device))
+    print(api.export(run, out, half=half, runs=runs, device=device))
 
 
 def push(

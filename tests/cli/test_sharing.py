@@ -10,6 +10,7 @@ from PIL import Image
 
 from hebmtool import recipe
 from hebmtool.run import checkpoint
+from hebmtool.run.header import contents
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,27 @@ def test_an_export_is_a_run_without_what_only_training_needs(hebm, tiny, copied,
         assert (tmp_path / "digits.npz").read_bytes() == (tmp_path / "given.npz").read_bytes()
     status, _, err = hebm("export", copied / "digits", "--out", tmp_path / "given")
     assert status == 1 and "exists" in err
+
+
+def test_a_half_is_another_model_with_its_weights_rounded(hebm, tiny, tmp_path):
+    assert hebm("export", tiny / "digits", "--half", "--out", tmp_path / "half")[0] == 0
+    for name in ("generator", "prior-diffusion-ebm", "label-class"):
+        whole, half = (
+            checkpoint.load(root / f"{name}.safetensors")[0] for root in (tiny / "digits", tmp_path / "half")
+        )
+        assert whole.keys() == half.keys()
+        for key, x in whole.items():
+            rounded = x.bfloat16() if x.is_floating_point() else x
+            assert half[key].dtype == rounded.dtype and half[key].equal(rounded)
+    assert not (tmp_path / "half" / "figures.json").exists(), "of another model"
+    drawn = ("sample", "--run", tmp_path / "half", "-n", 2, "--out", tmp_path / "drawn.npz")
+    status, _, err = hebm(*drawn)
+    assert status == 0 and "another generator" not in err
+    # Once rounded it is given away as it is.
+    assert hebm("export", tmp_path / "half", "--out", tmp_path / "again")[0] == 0
+    for name in ("generator", "prior-diffusion-ebm"):
+        paths = [tmp_path / root / f"{name}.safetensors" for root in ("half", "again")]
+        assert contents(paths[0]) == contents(paths[1])
 
 
 def test_the_card_says_what_it_is_and_how_it_is_used(hebm, tiny, tmp_path):
