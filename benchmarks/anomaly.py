@@ -7,6 +7,10 @@ and continued where they were cut off).  Then the test images are scored, digit 
 score.  Checkpoints are the last ones.  The cut of energy and ratio is chosen without the digit
 (`hebmtool.use.score.blind_cut`), on training images; "best cut" is the best in hindsight.
 
+A recipe without an encoder (`mnist-anomaly-latent`, `mnist-flow`) is trained in one stage, and scored at latents that a
+short run infers: by log p(z, x) and its two terms, and as the code behind the latent EBM's settings does, which leaves
+the squared error in pixels as it is, not over 2 sigma^2.
+
 Two protocols, never to be compared (`--protocol`):
 
 pooled    all 70,000 digits together; 80% of the normal ones train, the other 20% and every image of the digit left out
@@ -30,14 +34,17 @@ from hebmtool import data, recipe
 from hebmtool.compute import pick_device
 from hebmtool.console import note
 from hebmtool.metrics import detection
+from hebmtool.prior import Prior
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.train.joint import train_joint
 from hebmtool.train.loop import HOUSEKEEPING
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
 from hebmtool.use import score as scoring
+from hebmtool.use.infer import Inference
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,23 @@ def stage_two(settings: recipe.Recipe, run: Run, device: torch.device) -> None:
             learn(settings, run, device, run.prior_train_path(kind).is_file())
 
 
+def one_stage(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
+    """The run of these settings, a prior and the generator that it brings, trained as far as they are not yet."""
+    run = Run(root / settings.name)
+    if not done(run.prior_path(settings.prior.kind), settings.train_prior.iterations):
+        resume = run.prior_train_path(settings.prior.kind).is_file()
+        with Run.create(root, settings, resume) as run:
+            train_one_stage(settings, run, device, resume)
+    return run
+
+
 def trained(settings: recipe.Recipe, root: Path, device: torch.device) -> Run:
     """The run of these settings, trained as far as it is not yet."""
     run = Run(root / settings.name)
     if run.recipe_path.is_file():
         same_settings(run.recipe(), settings)
+    if settings.one_stage:
+        return one_stage(settings, root, device)
     run = stage_one(settings, root, device)
     stage_two(settings, run, device)
     return run
@@ -136,10 +155,35 @@ class Tested:
         return float((rank / ((~self.positive).sum() + rank)).mean())
 
 
+@torch.no_grad()
+def at_inferred(
+    prior: Prior, settings: recipe.Recipe, images: torch.Tensor, steps: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log p(z), log p(x | z)) up to constants, at z that so many steps of a short run infer, or the recipe's."""
+    inference, g, log_z, log_x = Inference(prior, settings, steps), prior.generator, [], []
+    for part in images.split(scoring.BATCH):
+        z = inference(part)[:, 0]
+        x = data.prepare(part, settings.data, g.likelihood.read_grey, train=False).to(g.device)
+        log_z.append(prior.log_density(z).cpu())
+        log_x.append(g.log_px(g.walk(z), x).cpu())
+    return torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
+
+
+def without_encoder(prior: Prior, settings: recipe.Recipe, tested: Tested) -> dict[str, float]:
+    """Score -> AUPRC, of a prior that brings its generator."""
+    log_z, log_x = at_inferred(prior, settings, tested.images)
+    error = -2 * settings.flow.sigma**2 * log_x
+    scores = {"log p(z, x)": log_z + log_x, "log p(z)": log_z, "log p(x given z)": log_x}
+    scores["squared error + E + z^2/2"] = log_z - error
+    return {name: tested.auprc(score) for name, score in scores.items()}
+
+
 def found_by(run: Run, tested: Tested, device: torch.device, scores: list[str], draws: int) -> dict[str, float]:
     """Score -> AUPRC of finding the digit among the test images."""
     settings = run.recipe()
     prior, found = load_prior(run, settings.prior.kind, device), {}
+    if settings.one_stage:
+        return without_encoder(prior, settings, tested)
     for score in scores:
         scorer = scoring.Scorer(prior, settings, score, draws=draws)
         at = [tested.auprc(column) for column in scoring.in_batches(scorer, tested.images).T]

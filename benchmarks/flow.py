@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from anomaly import PROTOCOLS, done, published, same_settings, table
+from anomaly import PROTOCOLS, at_inferred, done, published, same_settings, table
 
 from hebmtool import api, data, picture, recipe
 from hebmtool.compute import pick_device
@@ -36,7 +36,6 @@ from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.use import infer, inpaint
 from hebmtool.use import reconstruct as reconstruction
-from hebmtool.use import score as scoring
 
 RECOVER = [
     *("data.limit=10000", "flow.persistent=true", "flow.steps=5", "train_prior.batch_size=128"),
@@ -179,7 +178,7 @@ def recovery(options: argparse.Namespace) -> None:
 
 
 def anomaly(options: argparse.Namespace) -> None:
-    ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x | z)": {}}
+    ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x given z)": {}}
     for digit in options.digits:
         keys = [*PROTOCOLS[options.protocol], *ANOMALY, f"data.exclude=[{digit}]"]
         run = trained(options, f"mnist-flow-{options.protocol}-less-{digit}", *keys)
@@ -187,14 +186,7 @@ def anomaly(options: argparse.Namespace) -> None:
         test = data.load(settings.data, "test")
         which = range(min(options.scored or len(test), len(test)))
         positive = (test.labels[: len(which)] == test.classes.index(str(digit))).numpy()
-        inference, log_z, log_x = infer.Inference(model, settings, options.steps), [], []
-        for part in torch.tensor(which).split(scoring.BATCH):
-            images = test.batch(part)
-            z = inference(images)[:, 0]
-            x = data.prepare(images, settings.data, model.g.likelihood.read, train=False).to(options.device)
-            log_z.append(model.log_density(z).cpu())
-            log_x.append(model.g.log_px(model.g.walk(z), x).cpu())
-        log_z, log_x = torch.cat(log_z).numpy(), torch.cat(log_x).numpy()
+        log_z, log_x = at_inferred(model, settings, test.batch(which), options.steps)
         for name, scores in zip(ours, (log_z + log_x, log_z, log_x), strict=True):
             ours[name][digit] = detection.figures_of_merit(scores[~positive], scores[positive])["auprc"]
         note(f"digit {digit}: {positive.sum()} of {len(positive)} images; {ours['log p(z, x)'][digit]:.3f}")

@@ -205,9 +205,31 @@ LFBM = {
     },
 }
 
+# Its amortisation of chains is left out.
+DAMC = {
+    "mnist-anomaly-latent": {
+        "prior.kind": ("latent-ebm", "paper"),
+        "prior.chain": ("unscaled", "paper"),
+        "prior.objective": ("recovery", "paper"),
+        "prior.steps": (60, "code"),
+        "prior.energy.width": (200, "code"),
+        "prior.energy.blocks": (2, "code"),  # three linear maps
+        "flow.latent": (8, "code"),
+        "flow.width": (128, "code"),
+        "flow.even": (True, "code"),
+        "flow.head": ("conv", "code"),
+        "flow.steps": (30, "code"),
+        "flow.test_noise": (False, "code"),
+        "flow.persistent": (False, "code"),
+        "train_prior.lr": (5e-5, "code"),
+        "train_prior.generator_lr": (1e-4, "code"),
+        "train_prior.betas": ((0.5, 0.999), "code"),
+    },
+}
+
 TABLE = [
     (recipe, key, value, source)
-    for part in (NVAE, VAEBM, HEBM, LFBM)
+    for part in (NVAE, VAEBM, HEBM, LFBM, DAMC)
     for recipe, keys in part.items()
     for key, (value, source) in keys.items()
 ]

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from hebmtool.judge import diagnose, flow, ood
+from hebmtool.judge import diagnose, one_stage, ood
 from hebmtool.metrics import evidence, mixing, two_sample
 from hebmtool.use import infer, score
 
@@ -16,7 +16,7 @@ SIZES = {
     evidence: {"BURN_IN": 2, "figures": partial(evidence.figures, images=20, draws=5, chains=6, temperatures=4)},
     mixing: {"LONGER": 3, "BOOTSTRAPS": 10},
     diagnose: {"POSTERIOR": 40},
-    flow: {"JUDGED": 32},
+    one_stage: {"JUDGED": 32},
     ood: {"BOOTSTRAPS": 20},
     score: {"CALIBRATION": 48},
     infer: {"ROUNDS": 3, "REFINE": 10},

@@ -8,18 +8,19 @@ import pytest
 import torch
 from meta import META, accelerated
 from tiny import DIGITS
-from toys import ENERGY_KINDS, FLOW, toy_label, toy_prior
+from toys import ENERGY_KINDS, toy_label, toy_prior
 
 from hebmtool import recipe
 from hebmtool.chains import CHAINS
 from hebmtool.generator import Tower, Whitening
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.generator.likelihood import LIKELIHOODS
-from hebmtool.prior import KINDS, OBJECTIVES, FlowPrior, Prior
+from hebmtool.prior import KINDS, OBJECTIVES, Prior
 from hebmtool.prior.energy import SpectralConv
 from hebmtool.prior.labels import Condition, LabelEnergy
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
+from hebmtool.recipe import words
 from hebmtool.run.folder import Run
 from hebmtool.train import labels, vae
 from hebmtool.train.loop import Ema, Updates
@@ -114,10 +115,9 @@ def test_an_update_of_a_label(tmp_path, make_generator, precision):
     descend(tmp_path, label, lambda: labels.objective(label, generator, schedule, x, y)[0], by=torch.optim.Adam)
 
 
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
-def test_an_update_of_a_flow(tmp_path, coupling):
-    settings = recipe.Recipe(flow=recipe.Flow(**FLOW | {"coupling": coupling}))
-    model = FlowPrior.from_recipe(settings, (1, 8, 8)).to(META)
+@pytest.mark.parametrize(("kind", "coupling"), [("flow", "affine"), ("flow", "spline"), ("latent-ebm", "affine")])
+def test_an_update_of_one_stage(tmp_path, make_generator, kind, coupling):
+    model = placed(toy_prior(make_generator(), kind, "unscaled", coupling=coupling))
     x, observed = torch.rand(N, 1, 8, 8, device=META), torch.ones(N, 1, 8, 8, dtype=torch.bool, device=META)
 
     def loss():
@@ -125,7 +125,7 @@ def test_an_update_of_a_flow(tmp_path, coupling):
         z = model.infer(x, model.start(z_0, 0), 2, lambda: torch.randn_like(z_0), observed)
         return model.loss(z, x, observed)[0]
 
-    descend(tmp_path, model, loss, [model.g, model.couplings])
+    descend(tmp_path, model, loss, [part for part, _ in model.networks(recipe.TrainPrior())])
 
 
 # Drawing and scoring
@@ -164,8 +164,9 @@ def test_draws_and_updates_know_labels_and_whitened_latents(make_generator, prec
         assert prior.log_tilt(prior.sample(noise(generator))).device == META
 
 
-def test_the_flow_draws_and_scores():
-    model = FlowPrior.from_recipe(recipe.Recipe(flow=recipe.Flow(**FLOW)), (1, 8, 8)).to(META)
+@pytest.mark.parametrize("kind", sorted(words.ONE_STAGE))
+def test_a_prior_of_one_stage_draws_and_scores(make_generator, kind):
+    model = placed(toy_prior(make_generator(), kind))
     with accelerated():
         u = model.sample(lambda: torch.randn(N, model.g.D, device=META))
         assert model.log_ratio(u).device == model.generator.images(u).device == META
@@ -174,7 +175,7 @@ def test_the_flow_draws_and_scores():
 def test_every_kind_is_run_here():
     """What this file knows by name is all there is."""
     ours = {kind for kind, of in KINDS.items() if of.__module__.startswith("hebmtool.")}
-    assert {*ENERGY_KINDS, "gaussian", "flow"} >= ours
+    assert {*ENERGY_KINDS, "gaussian", *words.ONE_STAGE} >= ours
 
 
 # That it would show

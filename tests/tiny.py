@@ -7,8 +7,8 @@ import torch
 from hebmtool import recipe
 from hebmtool.judge.trained import Judge
 from hebmtool.run.folder import Run
-from hebmtool.train.flow import train_flow
 from hebmtool.train.labels import train_labels
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
 
@@ -29,6 +29,12 @@ FLOW = [
     "evaluate.samples=24",
 ]
 """Overrides of the recipe digits-flow."""
+
+LATENT = [
+    *(*FLOW, "name=latent", "prior.kind=latent-ebm", "prior.chain=unscaled", "prior.eta=0.1", "prior.steps=2"),
+    *("prior.energy.width=4", "prior.energy.activation=leaky-relu"),
+]
+"""Overrides of the recipe digits-flow that make it a latent EBM."""
 
 
 def options(overrides: list[str]) -> list[str]:
@@ -55,5 +61,5 @@ def train_flow_run(root: Path, *more: str) -> Run:
     settings = recipe.load("digits-flow", [*FLOW, *more])
     judge = Judge(settings, CPU)
     with Run.create(root, settings) as run:
-        judge.one_stage(train_flow(settings, run, CPU, ready=judge.ready), run)
+        judge.one_stage(train_one_stage(settings, run, CPU, ready=judge.ready), run)
     return run

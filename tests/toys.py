@@ -10,16 +10,20 @@ from hebmtool.prior import KINDS, EnergyPrior, Prior, make_prior
 from hebmtool.prior.labels import LabelEnergy
 
 FLOW = {"latent": 5, "transforms": 4, "hidden": 8, "width": 4}
-ENERGY_KINDS = [kind for kind, of in KINDS.items() if issubclass(of, EnergyPrior)]
+ENERGY_KINDS = [kind for kind, of in KINDS.items() if issubclass(of, EnergyPrior) and not of.brings_generator]
+"""Those on a generator of many layers."""
 
 
 def toy_prior(generator, kind="diffusion-ebm", chain="preconditioned", weight=1e-2, reads="z+state", **keys) -> Prior:
     """A prior whose parameters are of size `weight` where they start at zero, as if it had been trained.
 
-    A kind that brings its generator gets one for images of the same shape; `keys` are those of the recipe's part.
+    A kind that brings its generator gets one for images of the same shape; `keys` are those of the recipe's part, which
+    for these is `flow`.
     """
     if KINDS[kind].brings_generator:
-        settings = recipe.Recipe(flow=recipe.Flow(**FLOW | keys))
+        energy = recipe.Energy(width=6, blocks=1)
+        own = recipe.Prior(kind=kind, chain=chain, steps=3, eta=1e-2, energy=energy)
+        settings = recipe.Recipe(prior=own, flow=recipe.Flow(**FLOW | keys))
         prior = KINDS[kind].from_recipe(settings, generator.image_shape)
     else:
         config = recipe.Prior(kind=kind, chain=chain, **{"steps": 3, "eta": 1e-2} | keys)
@@ -96,6 +100,31 @@ class Twins(Generator):
 
     def decode(self, walk: TopDown) -> Tensor:
         return (walk.z[0] + walk.z[1]).tanh()
+
+
+class Linear(Generator):
+    """2x - 1 = A z + sigma eps, as an image of one row: whose posterior is known where the prior is Gaussian.
+
+    Arguments:
+        A: [pixels, D].
+    """
+
+    has_encoder = False
+
+    def __init__(self, A: Tensor, sigma: float):
+        super().__init__()
+        self.A, self.likelihood = nn.Parameter(A), FixedGaussian(sigma)
+        self.image_shape, self.latent_shapes, self.state_channels = (1, 1, len(A)), [(A.shape[1], 1, 1)], [1]
+
+    def walk(self, u: Tensor, layers: int | None = None) -> TopDown:
+        z = u[:, :, None, None]
+        return TopDown([z], [z], [torch.zeros_like(z)], [torch.ones_like(z)], [z])
+
+    def T_inverse(self, z: Tensor) -> Tensor:
+        return z
+
+    def decode(self, walk: TopDown) -> Tensor:
+        return (walk.z[0].flatten(1) @ self.A.T)[:, None, None]
 
 
 def grid(reach: float = 5.0, points: int = 61) -> tuple[Tensor, float]:

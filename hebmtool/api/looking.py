@@ -165,7 +165,7 @@ class Looking(Loaded):
 
         Arguments:
             images: uint8 [N, C, H, W], or paths; the run's first n test images when None.
-            steps: Langevin steps of inference.  When None a flow's own number; where there is an encoder none: what
+            steps: Langevin steps of inference.  When None without an encoder the recipe's number, with one none: what
                 it says is then refined by none, on p(u) p(x | T(u)), p(u) being the prior.
             seed: of the chains.
             fit: bring images of another size or colour to the run's, instead of refusing them.
@@ -199,8 +199,8 @@ class Looking(Loaded):
     ) -> Inpainted:
         """Complete images whose pixels are partly hidden, several times each; visible pixels stay as they are.
 
-        Latents are inferred from the visible pixels alone: by Langevin dynamics from a flow prior; where there is an
-        encoder, by it and the generator in turns, then by Langevin dynamics on p(u) p(x_visible | T(u)).
+        Latents are inferred from the visible pixels alone: by Langevin dynamics where there is no encoder; else
+        by it and the generator in turns, then by Langevin dynamics on p(u) p(x_visible | T(u)).
 
         Arguments:
             images, n, seed, fit: as `reconstruct`'s.
@@ -209,7 +209,7 @@ class Looking(Loaded):
                 an .npy or .npz of one mask or of one per image, or a tensor [H, W] or [N, H, W], not 0 where hidden.
             draws: completions of each image.
             damaged: what stands at hidden pixels is not the original, so nothing is compared with it.
-            steps: Langevin steps of inference; a flow's own number, or 100, when None.
+            steps: Langevin steps of inference; the recipe's number without an encoder, else 100, when None.
 
         Raises:
             UsageError: no such mask.
@@ -241,13 +241,14 @@ class Looking(Loaded):
         if self.generator.has_encoder:
             raise HebmError(
                 f"flow matching is of latents inferred by a short run, and those of {self.run.path} come from an "
-                "encoder; name a flow run"
+                "encoder; name a run of a flow or a latent-ebm"
             )
         at_least(16, n=n)
         at_least(0, steps=steps)
         test, seed = split.load(self.run, self.recipe.data, "test"), self.recipe.seed
-        steps = self.prior.config.steps if steps is None else steps
+        steps = self.prior.inference.steps if steps is None else steps
         # The recipe's seed: with as many steps and images, this is what learning ended with.
-        z = Inference(self.prior, self.recipe, steps, seed)(test.batch(range(min(n, len(test)))))[:, 0]
+        z = Inference(self.prior, self.recipe, steps, seed, learning=True)(test.batch(range(min(n, len(test)))))[:, 0]
         found = matching.match(self.prior, z, seed)
-        return Matched(str(self.run.path), steps, found, partial(matching.figure, self.prior, z, found, seed))
+        picture = partial(matching.figure, self.prior, z, found, seed)
+        return Matched(str(self.run.path), self.prior.kind, steps, found, picture)

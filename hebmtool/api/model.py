@@ -43,7 +43,8 @@ def load(
 
     Arguments:
         run: a name, a folder or a `Run`; the one trained last when None.
-        prior: its kind, such as "gaussian", "ebm", "diffusion-ebm" or "flow"; the best that is trained when None.
+        prior: its kind, such as "gaussian", "ebm", "diffusion-ebm", "flow" or "latent-ebm"; the best that is trained
+            when None.
         runs: the folder of runs.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         precision: "float32" or "bf16", of generator and energies.

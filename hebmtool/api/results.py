@@ -301,6 +301,7 @@ class Matched(Shown):
     """Inferred latents held against the prior (`hebmtool.metrics.flow_match`).  steps: of inference."""
 
     run: str
+    prior: str
     steps: int
     match: Match
     _png: Callable[[], bytes]
@@ -311,7 +312,7 @@ class Matched(Shown):
     def sentence(self) -> str:
         found = self.match
         return (
-            f"inferred latents to the flow prior {found.prior:.3f} (floor {found.floor:.3f}), to N(0, I) "
+            f"inferred latents to the {self.prior} prior {found.prior:.3f} (floor {found.floor:.3f}), to N(0, I) "
             f"{found.normal:.3f}; sliced Wasserstein-2, {found.samples} latents a set"
         )
 

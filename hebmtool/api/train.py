@@ -123,9 +123,10 @@ def train_prior(
     readjust_temperature: float = 1.0,
 ) -> dict:
     """Stage two: train a prior on the recipe's generator, measure its prior-hole closure, then learn the labels of
-    `prior.labels`.  A run holds one prior of each kind.  A flow prior is learned together with a generator of its own,
-    in a run of its own, without a stage one.  With `train_prior.joint` an energy-based prior is learned together with
-    the recipe's generator and encoder, from where stage one left them; its checkpoint has them as they then are.
+    `prior.labels`.  A run holds one prior of each kind.  A flow or a latent EBM is learned together with a generator of
+    its own, in a run of its own, without a stage one.  With `train_prior.joint` an energy-based prior is learned
+    together with the recipe's generator and encoder, from where stage one left them; its checkpoint has them as they
+    then are.
 
     Arguments:
         recipe, overrides, runs, device, resume, rewind, data_path: as `train_vae`'s; finetuning rewinds the labels.
@@ -137,8 +138,8 @@ def train_prior(
         readjust_temperature: standard deviation of u in them.
 
     Returns {"run": folder, "closure": its figures, or None where no feature network fits the images or nothing was
-    trained, "labels": how often each is recognised in test images, where there are any}; of a flow prior {"run":
-    folder, "flow": its figures}.
+    trained, "labels": how often each is recognised in test images, where there are any}; of a prior that brings
+    its generator {"run": folder, its kind: its figures}.
 
     Raises:
         UsageError: a mistake in the recipe, labels that are not named; no such device.
@@ -195,13 +196,15 @@ def _goes_on(run: Run) -> bool:
 
 
 def _one_stage(settings: Recipe, at: Run, judge, resume: bool, rewind: bool) -> dict:
-    from hebmtool.train.flow import train_flow
+    from hebmtool.train.one_stage import train_one_stage
 
     if settings.train_prior.readjust_bn:
-        raise UsageError("train_prior.readjust_bn is for BatchNorms, and a flow model has none; leave it out")
+        raise UsageError(
+            f"train_prior.readjust_bn is for BatchNorms, and a {settings.prior.kind} model has none; leave it out"
+        )
     resume = resume or _goes_on(at)
     with Run.create(at.path.parent, settings, resume, at) as run:
-        prior = train_flow(settings, run, judge.device, resume, judge.ready, rewind)
+        prior = train_one_stage(settings, run, judge.device, resume, judge.ready, rewind)
         return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}
 
 

@@ -33,7 +33,7 @@ def ood_score(
             "--score",
             help="energy; likelihood (the ELBO in nats, layers up to --layer drawn from the prior); llr (Havtorn's "
             "likelihood ratio, its sign turned so that high is in-distribution here too); or joint (log p(x, z) but "
-            "for a constant).  A flow run has one: posterior, log p(z, x) at the inferred z.",
+            "for a constant).  A run without an encoder has one: posterior, log p(z, x) at the inferred z.",
             show_default="energy; with --auroc all three",
             **options.one_of("--score", "energy", "likelihood", "llr", "joint", "posterior"),
         ),
@@ -51,7 +51,7 @@ def ood_score(
     draws: Annotated[
         int | None,
         typer.Option(
-            min=1, max=options.MOST, help="Posterior draws averaged per image.", show_default="4; 1 for a flow run"
+            min=1, max=options.MOST, help="Posterior draws averaged per image.", show_default="4; 1 without an encoder"
         ),
     ] = None,
     auroc: Annotated[
@@ -159,9 +159,9 @@ def reconstruct(
 ) -> None:
     """Infer the latents of images and decode them: how much of an image does the model keep?
 
-    A flow run infers by Langevin dynamics; a hierarchical one by its encoder, then, with `--steps`, by Langevin
-    dynamics on p(u) p(x | T(u)), p(u) being its prior.  Prints a line per image: MSE (of pixels in [0, 1]), PSNR in dB,
-    path.  Without PATH the run's first test images are taken.
+    A run without an encoder infers by Langevin dynamics; a hierarchical one by its encoder, then, with `--steps`, by
+    Langevin dynamics on p(u) p(x | T(u)), p(u) being its prior.  Prints a line per image: MSE (of pixels in [0, 1]),
+    PSNR in dB, path.  Without PATH the run's first test images are taken.
 
     Examples:
 
@@ -234,10 +234,11 @@ def inpaint(
 ) -> None:
     """Complete images whose pixels are partly hidden, several times each; visible pixels stay exactly as they are.
 
-    Latents are inferred from the visible pixels alone: by Langevin dynamics from a flow run's prior; in a hierarchical
-    run by encoder and generator in turns, then Langevin dynamics on p(u) p(x_visible | T(u)), p(u) being its prior.
-    Prints a line per image: PSNR in dB on hidden pixels, averaged over completions, that of their mean, path; with
-    `--damaged`, where there is nothing to compare with, none.  Without PATH the run's first test images are taken.
+    Latents are inferred from the visible pixels alone: by Langevin dynamics where there is no encoder; in a
+    hierarchical run by encoder and generator in turns, then Langevin dynamics on p(u) p(x_visible | T(u)), p(u) being
+    its prior.  Prints a line per image: PSNR in dB on hidden pixels, averaged over completions, that of their mean,
+    path; with `--damaged`, where there is nothing to compare with, none.  Without PATH the run's first test images are
+    taken.
 
     Examples:
 
@@ -304,7 +305,7 @@ def flow_match(
     device: options.Device = "auto",
     data_path: options.DataPath = None,
 ) -> None:
-    """Short-run inference seen as a flow: do latents inferred from images have the law of the flow prior?
+    """Short-run inference seen as a flow: do latents inferred from images have the law of the prior?
 
     Prints the sliced Wasserstein distance between the two, its floor (between two draws of the prior), and the distance
     to N(0, I); draws both over inferred latents.

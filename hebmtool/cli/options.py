@@ -261,7 +261,7 @@ def prior(help: str, default: str) -> object:
     )
 
 
-Prior = Annotated[str | None, prior("gaussian, ebm, diffusion-ebm or flow.", "the best that is trained")]
+Prior = Annotated[str | None, prior("gaussian, ebm, diffusion-ebm, flow or latent-ebm.", "the best that is trained")]
 Steps = Annotated[
     int | None,
     typer.Option(

@@ -88,8 +88,8 @@ def train_prior(
     learns the labels that `hebm controllable` conditions on.  Prints the closure, and how often each label is
     recognised in test images, as JSON.
 
-    With prior.kind=flow (mnist-flow and its like) there is no stage one: a flow prior and a generator of one layer are
-    learned together, in a run of their own.
+    With prior.kind=flow (mnist-flow and its like) or latent-ebm (mnist-anomaly-latent) there is no stage one: the prior
+    and a generator of one layer are learned together, in a run of their own.
 
     Examples:
 

@@ -20,8 +20,9 @@ from hebmtool.generator.likelihood import FixedGaussian
 class OneLayer(Generator):
     """g: z [N, D] -> pixels [N, C, H, W] in (-1, 1): a linear map to the first one, then transposed convolutions.
 
-    The first map is the image halved as long as no side falls below `first_map`; channels halve as it doubles.  The
-    last one gives the pixels, or with the head "conv" another map of their resolution, which a 3x3 convolution reads.
+    The first map is the image halved as long as no side falls below `first_map`; channels halve as it doubles, or with
+    `even` are as many in all.  The last one gives the pixels, or with the head "conv" another map of their resolution,
+    which a 3x3 convolution reads.
 
     Arguments:
         config: the recipe's `flow` part.
@@ -36,8 +37,9 @@ class OneLayer(Generator):
         self.likelihood = FixedGaussian(config.sigma)
         channels, *sides = image_shape
         doublings = max(1, int(math.log2(max(1, min(sides) / config.first_map))))
-        widths = [config.width * 2**i for i in reversed(range(doublings))]
-        full = max(1, config.width // 2) if config.head == "conv" else channels
+        widths = [config.width * (1 if config.even else 2**i) for i in reversed(range(doublings))]
+        half = config.width if config.even else max(1, config.width // 2)
+        full = half if config.head == "conv" else channels
         first = [math.ceil(side / 2**doublings) for side in sides]
         self.constant = nn.Parameter(torch.zeros(widths[0], *first))
         self.project = nn.Linear(config.latent, self.constant.numel(), bias=False)

@@ -8,7 +8,7 @@ from hebmtool import data
 from hebmtool.console import note
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
-from hebmtool.judge import flow
+from hebmtool.judge import one_stage
 from hebmtool.judge.closure import Closure, closure, sizes
 from hebmtool.metrics.features import Features, load_features
 from hebmtool.prior import Prior
@@ -57,11 +57,11 @@ class Judge:
         return found
 
     def one_stage(self, prior: Prior, run: Run) -> dict:
-        """The figures of a prior trained together with its generator (`hebmtool.judge.flow.judge`)."""
+        """The figures of a prior trained together with its generator (`hebmtool.judge.one_stage.judge`)."""
         hidden = masks.missing(self.recipe.data, self.images, self.recipe.seed)
-        found = flow.judge(prior, run, self.recipe, self.images, self.test, self.features, hidden)
+        found = one_stage.judge(prior, run, self.recipe, self.images, self.test, self.features, hidden)
         run.set_figure((prior.kind,), found | {"step": self._step(prior, run)}, [run.prior_path(prior.kind)])
-        note(flow.sentence(prior.kind, found))
+        note(one_stage.sentence(prior.kind, found))
         return found
 
     @staticmethod

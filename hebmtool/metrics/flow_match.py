@@ -71,7 +71,7 @@ def figure(model: Prior, z: Tensor, found: Match, seed: int = 0) -> bytes:
     normal = Noise(derive_seed(seed, "match", "normal"), range(n), model.generator.D)()
     behind = [
         (
-            f"flow prior, distance {found.prior:.3f}\n(two draws of the prior: {found.floor:.3f})",
+            f"{model.kind} prior, distance {found.prior:.3f}\n(two draws of the prior: {found.floor:.3f})",
             draws(model, n, seed, "a"),
         ),
         (f"N(0, I), distance {found.normal:.3f}\n", normal),

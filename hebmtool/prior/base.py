@@ -84,6 +84,8 @@ class Prior(nn.Module, ABC):
             cls.kind = kind
             KINDS[kind] = cls
             words.KINDS.add(kind)
+            if cls.brings_generator:
+                words.ONE_STAGE.add(kind)
 
     def __init__(self, generator: Generator):
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from hebmtool import ranks, rows
 from hebmtool import recipe as recipes
@@ -46,13 +46,16 @@ class EnergyPrior(Prior):
     Arguments:
         config: the recipe's `prior` part.
 
-    chain: what it is drawn with.  learned_with: the chain in whose scale F was learned.
+    chain: what it is drawn with.  learned_with: the chain in whose scale F was learned.  network: what an f_i is, where
+    the recipe has no choice.
     """
+
+    network: type[nn.Module] | None = None
 
     def __init__(self, generator: Generator, config: recipes.Prior, schedule: Schedule):
         super().__init__(generator)
         self.config, self.schedule, self.K = config, schedule, config.steps
-        self.energy = Energy(generator, config.energy)
+        self.energy = Energy(generator, config.energy, network=self.network)
         self.chain: Chain = make_chain(config)
         self.learned_with: Chain = self.chain
         self.conditions: Sequence[Condition] = ()

@@ -104,10 +104,16 @@ class Energy(nn.Module):
         generator: only its shapes and precision are used, and draws of its states for standardising them.
         outputs: numbers that each f_i gives: 1, or one per class (`hebmtool.prior.labels`).
         chosen: list indices of the layers that have an f_i; all by default.
+        network: what an f_i is; the recipe's `form` when None.
     """
 
     def __init__(
-        self, generator: Generator, config: recipes.Energy, outputs: int = 1, chosen: Sequence[int] | None = None
+        self,
+        generator: Generator,
+        config: recipes.Energy,
+        outputs: int = 1,
+        chosen: Sequence[int] | None = None,
+        network: type[nn.Module] | None = None,
     ):
         super().__init__()
         self.precision = generator.precision
@@ -116,7 +122,7 @@ class Energy(nn.Module):
         widths, channels = generator.state_channels, [shape[0] for shape in generator.latent_shapes]
         self.layers = nn.ModuleList(
             # The top state is a constant and says nothing.
-            FORMS[config.form](
+            (network or FORMS[config.form])(
                 2 * channels[l] if self.reads_state else channels[l],
                 widths[l] if self.reads_state and l > 0 else 0,
                 generator.latent_shapes[l][1:],

@@ -3,19 +3,16 @@ https://arxiv.org/abs/2301.09300).
 
     z_0 ~ N(0, I),   z = f(z_0)
     log p(z) = log N(f^-1(z); 0, I) + log |det df^-1/dz|
-    log p(z, x) = log p(z) + log p(x | z)
 
 f is a stack of couplings (RealNVP, https://arxiv.org/abs/1605.08803; splines, https://arxiv.org/abs/1906.04032) from
 zuko; as published each comes after an actnorm and an invertible linear map (Glow, https://arxiv.org/abs/1807.03039),
-which mix what it then halves.  Its latents, "u" elsewhere, are z: `hebmtool.generator.one_layer` has the generator,
-whose T is the identity.  Inference is a short Langevin run
-(`hebmtool.chains.short_run`).
+which mix what it then halves.  It is learned with its generator, as `hebmtool.prior.one_stage` says.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +21,10 @@ from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.transforms import CouplingTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 from hebmtool import recipe as recipes
-from hebmtool.chains.short_run import short_run
 from hebmtool.errors import HebmError
 from hebmtool.generator import OneLayer, TopDown
-from hebmtool.prior.base import Eps, HeldStages, Prior, Steps, Watch, log_standard_normal
+from hebmtool.prior.base import Eps, HeldStages, Steps, Watch, log_standard_normal
+from hebmtool.prior.one_stage import OneStage
 
 BINS = 8
 COUPLINGS = {
@@ -79,7 +76,7 @@ class Mixing(nn.Module):
         return torch.linalg.solve(self.linear, z.T).T * (-self.log_scale).exp() - self.shift
 
 
-class FlowPrior(Prior, kind="flow"):
+class FlowPrior(OneStage, kind="flow"):
     """A flow over the latent of a one-layer generator that it is learned with; one checkpoint holds both.
 
     Arguments:
@@ -87,11 +84,9 @@ class FlowPrior(Prior, kind="flow"):
         config: the recipe's `flow` part.
     """
 
-    brings_generator = True
-
     def __init__(self, generator: OneLayer, config: recipes.Flow):
         super().__init__(generator)
-        self.config, self.g, D = config, generator, config.latent
+        self.inference, self.g, D = config, generator, config.latent
         couplings, mixes = [], config.mixing == "linear"
         for i in range(config.transforms):
             if mixes:
@@ -114,12 +109,16 @@ class FlowPrior(Prior, kind="flow"):
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe, image_shape: tuple[int, int, int]) -> "FlowPrior":
-        """Flow and generator, for images of (C, H, W)."""
         return cls(OneLayer(recipe.flow, image_shape), recipe.flow)
 
-    @property
-    def generator(self) -> OneLayer:
-        return self.g
+    def networks(self, config: recipes.TrainPrior) -> list[tuple[nn.Module, float]]:
+        flow = nn.ModuleList([self.couplings, self.mixings])
+        return [(part, config.lr) for part in (self.g, flow) if len(list(part.parameters()))]
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        config, parts = self.inference, (self.couplings, self.mixings)
+        parameters = sum(p.numel() for part in parts for p in part.parameters())
+        return {"flow": {"transforms": config.transforms, "coupling": config.coupling, "parameters": parameters}}
 
     # The flow
 
@@ -164,30 +163,19 @@ class FlowPrior(Prior, kind="flow"):
         with torch.no_grad():
             yield from self._passed(tau * eps())
 
-    # The joint model
+    # Learning
 
-    def log_joint(self, z: Tensor, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """log p(z, x) up to a constant, [N]; arguments as those of `Generator.log_px`."""
-        return self.log_density(z) + self.g.log_px(self.g.walk(z), x, visible)
+    @property
+    def starts_from(self) -> str:
+        return self.inference.start
 
     @torch.no_grad()
     def start(self, z_0: Tensor, step: int | None = None) -> Tensor:
-        """Where a chain starts, from z_0 ~ N(0, I), [N, D].
+        """In the first `warmup` steps it is z_0 itself: while g knows nothing, its slopes carry all chains far away,
+        the flow follows them, and chains that start from the flow would start from there the next time."""
+        warming = step is not None and step < self.inference.warmup
+        return z_0 if warming or self.inference.start == "normal" else self.from_base(z_0)
 
-        Arguments:
-            step: of learning; None afterwards.  In the first `warmup` steps it is z_0 itself: while g knows nothing,
-                its slopes carry all chains far away, the flow follows them, and chains that start from the flow would
-                start from there the next time.
-        """
-        warming = step is not None and step < self.config.warmup
-        return z_0 if warming or self.config.start == "normal" else self.from_base(z_0)
-
-    def infer(self, x: Tensor, z: Tensor, steps: int, eps: Eps | None, visible: Tensor | None = None) -> Tensor:
-        """The short run from z towards p(z | x_visible), [N, D]; uphill without noise, towards a mode, where eps is
-        None."""
-        return short_run(lambda z: self.log_joint(z, x, visible), z, steps, self.config.step_size, eps)
-
-    def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
-        """-log p(z, x) / (C H W) at inferred z, averaged, and its parts in nats per image."""
-        log_z, log_x = self.log_density(u_0).mean(), self.g.log_px(self.g.walk(u_0), x, visible).mean()
-        return -(log_z + log_x) / math.prod(x.shape[1:]), {"log_z": log_z.detach(), "log_x": log_x.detach()}
+    def prior_loss(self, u_0: Tensor, x: Tensor) -> tuple[Tensor, dict]:
+        log_z = self.log_density(u_0).mean()
+        return -log_z, {"log_z": log_z.detach()}

@@ -9,7 +9,8 @@ from hebmtool.recipe.part import MANY, Part
 
 class Flow(Part):
     """A latent of one layer: its flow prior, its top-down network, and inference by short-run Langevin dynamics, as in
-    "A Tale of Two Latent Flows" (Xie et al. 2023, arXiv 2301.09300).  Read where `prior.kind` is flow."""
+    "A Tale of Two Latent Flows" (Xie et al. 2023, arXiv 2301.09300).  Read where `prior.kind` is flow, and all but what
+    is of the flow itself where it is latent-ebm."""
 
     latent: int = Field(100, ge=2, le=2**16, description="dimensions of z")
     transforms: int = Field(8, ge=0, le=256, description="coupling layers; with 0 the prior is N(0, I)")
@@ -20,8 +21,12 @@ class Flow(Part):
     )
     hidden: int = Field(128, ge=1, le=2**14, description="width of the two hidden layers that tell it how")
     width: int = Field(
-        64, ge=1, le=4096, description="channels of the network at half resolution; doubles at each halving"
+        64,
+        ge=1,
+        le=4096,
+        description="channels of the network at half resolution; doubles at each halving, unless `even`",
     )
+    even: bool = Field(False, description="as many channels at every resolution")
     first_map: int = Field(4, ge=2, le=64, description="sides of its first map are the image's, halved down to this")
     head: Literal["up", "conv"] = Field(
         "up", description="pixels: of a transposed convolution that doubles, or a 3x3 one at full resolution"
@@ -34,7 +39,8 @@ class Flow(Part):
     )
     step_size: float = Field(0.1, gt=0, description="s, their size")
     start: Literal["prior", "normal"] = Field(
-        "prior", description="a chain starts from a draw of the flow, or of N(0, I), as published"
+        "prior",
+        description="a chain starts from a draw of the flow, or of N(0, I), as published and always with latent-ebm",
     )
     warmup: int = Field(
         0, ge=0, le=MANY, description="updates in which chains start from N(0, I) whatever `start` says"

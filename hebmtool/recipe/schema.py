@@ -1,9 +1,9 @@
 """Recipes: one YAML file says what is trained on what, and how.
 
 A recipe has seven parts, in the order data flows: `data`, `generator`, `train_vae` (stage one), `prior`, `flow` (which
-replaces generator and stage one where `prior.kind` is flow), `train_prior` (stage two), `evaluate`.  Every key has a
-default, is validated, and can be overridden (`part.key=value`).  The resolved recipe is written into the run folder and
-into every checkpoint's header.
+replaces generator and stage one where `prior.kind` is flow or latent-ebm), `train_prior` (stage two), `evaluate`.
+Every key has a default, is validated, and can be overridden (`part.key=value`).  The resolved recipe is written into
+the run folder and into every checkpoint's header.
 """
 
 import re
@@ -17,7 +17,7 @@ from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
 from hebmtool.recipe.part import MANY, Channels, Few, Part, Rate, Updates
-from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, SOURCES
+from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, ONE_STAGE, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
 
@@ -63,7 +63,7 @@ class Data(Part):
     missing: float | str | None = Field(
         None,
         description="pixels training does not see: the share of each image's that is hidden at random (above 0, below "
-        "1), or masks, a file or a folder (prior.kind flow only)",
+        "1), or masks, a file or a folder (prior.kind flow and latent-ebm only)",
     )
 
     @model_validator(mode="after")
@@ -227,8 +227,8 @@ class Prior(Part):
 
     kind: KINDS.type = Field(
         "diffusion-ebm",
-        description="the generator's own prior, one joint EBM, an EBM per noise level, or a flow learned jointly with "
-        "a generator of one layer (see the part flow)",
+        description="the generator's own prior, one joint EBM, an EBM per noise level; or, learned jointly with a "
+        "generator of one layer (see the part flow), a flow, or an EBM",
     )
     levels: int = Field(3, ge=2, le=1024, description="T, number of noise levels (diffusion-ebm)")
     level_power: float = Field(
@@ -288,9 +288,10 @@ class Prior(Part):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "Prior":
-        if self.objective == "score-matching" and self.kind == "ebm":
+        if self.objective == "score-matching" and self.kind in ("ebm", "latent-ebm"):
             raise ValueError(
-                "prior.objective is score-matching, but the ebm kind has no noise levels to match; use recovery"
+                f"prior.objective is score-matching, but the {self.kind} kind has no noise levels to match; "
+                "use recovery"
             )
         return self
 
@@ -299,7 +300,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainPrior(Part):
-    """Stage two: the prior, generator and encoder frozen; or flow and network together."""
+    """Stage two: the prior, generator and encoder frozen; or a prior and its network of one layer together."""
 
     iterations: Updates = Field(5_000, description="updates")
     seed: int | None = Field(
@@ -322,7 +323,9 @@ class TrainPrior(Part):
     joint: bool = Field(
         False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"
     )
-    generator_lr: Rate = Field(1e-4, gt=0, description="Adam learning rate of these two")
+    generator_lr: Rate = Field(
+        1e-4, gt=0, description="Adam learning rate of these two, or of a latent-ebm's generator"
+    )
     weight_decay: float = Field(3e-5, ge=0, description="Adam's weight decay")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     clip: float = Field(100.0, gt=0, description="gradient norm clip")
@@ -364,7 +367,7 @@ class Recipe(Part):
     generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
     train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")
     prior: Prior = Field(default_factory=Prior, description="the prior over u")
-    flow: Flow = Field(default_factory=Flow, description="the latent of one layer and its flow")
+    flow: Flow = Field(default_factory=Flow, description="the latent of one layer, how it is inferred, and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
 
@@ -382,7 +385,7 @@ class Recipe(Part):
     @property
     def one_stage(self) -> bool:
         """Whether prior and generator are learned together, in stage two; there is no stage one then."""
-        return self.prior.kind == "flow"
+        return self.prior.kind in ONE_STAGE
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

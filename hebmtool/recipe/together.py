@@ -35,13 +35,15 @@ def joint(recipe: "Recipe") -> None:
 
 
 def stages(recipe: "Recipe") -> None:
-    """What a model learned in one stage, a flow, does that others do not, and the other way round."""
+    """What a model learned in one stage does that others do not, and the other way round."""
     data, prior = recipe.data, recipe.prior
     if recipe.one_stage and prior.labels:
-        raise ValueError("prior.labels couples labels to energies, and prior.kind flow has none; remove it")
+        raise ValueError(
+            f"prior.labels couples labels to the layers of a hierarchy, and prior.kind {prior.kind} has none; remove it"
+        )
     if data.missing is not None and not recipe.one_stage:
         raise ValueError(
-            f"data.missing needs prior.kind flow, and it is {prior.kind}: an encoder reads whole images; "
+            f"data.missing needs prior.kind flow or latent-ebm, and it is {prior.kind}: an encoder reads whole images; "
             "remove data.missing, or change prior.kind"
         )
     if data.missing is not None and data.flip:
@@ -50,4 +52,4 @@ def stages(recipe: "Recipe") -> None:
         if recipe.flow.persistent and data.flip:
             raise ValueError("data.flip mirrors images and flow.persistent goes on with their chains; set one of them")
         if recipe.train_prior.precision != "float32":
-            raise ValueError("train_prior.precision is bf16, but a flow is learned in float32; remove it")
+            raise ValueError(f"train_prior.precision is bf16, but a {prior.kind} is learned in float32; remove it")

@@ -59,7 +59,9 @@ def _load_plugins() -> None:
 
 
 # In the order of preference: the last that is trained is the one sampled from.
-KINDS = Words("gaussian", "ebm", "diffusion-ebm", "flow")
+KINDS = Words("gaussian", "ebm", "diffusion-ebm", "flow", "latent-ebm")
+# Of those, the ones that bring their generator.
+ONE_STAGE = {"flow", "latent-ebm"}
 CHAINS = Words("langevin", "unscaled", "preconditioned", "underdamped", "hmc")
 OBJECTIVES = Words("recovery", "nce", "cnce", "score-matching")
 LIKELIHOODS = Words("bernoulli", "gaussian", "fixed-gaussian", "mixture")

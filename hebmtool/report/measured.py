@@ -106,7 +106,7 @@ def _closure(kind: str, step: int, found: dict) -> list[Figure]:
 
 
 def _one_stage(kind: str, step: int, found: dict) -> list[Figure]:
-    """`hebmtool.judge.flow.judge`'s, of a prior learned together with its generator."""
+    """`hebmtool.judge.one_stage.judge`'s, of a prior learned together with its generator."""
     figures, since, match = [], _since(kind, step, found), found["match"]
     if found["fd"] is not None:
         note = f"{found['samples']} images against those held out, features: {found['features']}{since}"

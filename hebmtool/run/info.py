@@ -17,8 +17,8 @@ DEAD_NATS = 0.5
 def describe(run: Run) -> dict:
     """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1).
 
-    A run of one stage has the keys "missing", "sigma", "flow" and "langevin" where others have "likelihood",
-    "generator_step", "elbo" and "bits_per_dim"; it has no layers, and one prior.
+    A run of one stage has the keys "missing", "sigma", "flow" (or "energy") and "langevin" where others have
+    "likelihood", "generator_step", "elbo" and "bits_per_dim"; it has no layers, and one prior.
 
     Raises:
         HebmError: it has no generator, or a file is unusable.
@@ -81,15 +81,15 @@ def _one_stage(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         recipe.flow,
     )
     figures, origin = _of_this(run, kind)
-    own, whole = (sum(p.numel() for p in part.parameters()) for part in (prior.generator, prior))
     return {
         "missing": recipe.data.missing,
         "image_shape": list(prior.generator.image_shape),
-        "parameters": own,
+        "parameters": sum(p.numel() for p in prior.generator.parameters()),
         "latent_dimensions": prior.generator.D,
         "sigma": config.sigma,
-        "flow": {"transforms": config.transforms, "coupling": config.coupling, "parameters": whole - own},
-        "langevin": {key: getattr(config, key) for key in ("steps", "test_steps", "step_size", "start", "persistent")},
+        **prior.about(),
+        "langevin": {key: getattr(config, key) for key in ("steps", "test_steps", "step_size")}
+        | {"start": prior.starts_from, "persistent": config.persistent},
         "layers": [],
         "priors": [{"kind": kind, "step": header.step, "figures": figures or None} | origin],
     }
@@ -146,20 +146,29 @@ def _prior_in_words(prior: dict) -> str:
 
 def one_stage_facts(found: dict) -> dict[str, str]:
     """What a run of one stage is made of, by name."""
-    flow, run, [prior] = found["flow"], found["langevin"], found["priors"]
+    run, [prior] = found["langevin"], found["priors"]
     chain = "persistent chains" if run["persistent"] else f"start from the {run['start']}"
-    what = (
-        f"{flow['transforms']} {flow['coupling']} couplings, {flow['parameters'] / 1e6:.2f} M parameters"
-        if flow["transforms"]
-        else "no couplings: N(0, I)"
-    )
     return {
         "generator": f"{found['parameters'] / 1e6:.2f} M parameters, one layer of {found['latent_dimensions']} latent "
         f"dimensions, Gaussian likelihood with sigma {found['sigma']}",
         "inference": f"Langevin, {run['steps']} steps of size {run['step_size']} in learning, {run['test_steps']} "
         f"after, {chain}",
-        f"prior {prior['kind']}": f"{what}, {prior['step']} updates",
+        f"prior {prior['kind']}": f"{_made_of(found)}, {prior['step']} updates",
     }
+
+
+def _made_of(found: dict) -> str:
+    """A prior that brings its generator, as its `about` has it."""
+    if "energy" in found:
+        energy = found["energy"]
+        return (
+            f"an energy of {energy['blocks']} hidden layers of {energy['width']}, {energy['parameters'] / 1e6:.2f} M "
+            f"parameters, drawn in {energy['steps']} steps of the {energy['chain']} chain"
+        )
+    flow = found["flow"]
+    if not flow["transforms"]:
+        return "no couplings: N(0, I)"
+    return f"{flow['transforms']} {flow['coupling']} couplings, {flow['parameters'] / 1e6:.2f} M parameters"
 
 
 def _one_stage_in_words(found: dict) -> list[str]:

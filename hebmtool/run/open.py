@@ -97,7 +97,9 @@ def _with_its_generator(run: Run, kind: str, device: torch.device) -> Prior:
     tensors, header = checkpoint.load(path, kind=kind)
     prior = KINDS[kind].from_recipe(checkpoint.recipe(path, header), checkpoint.extra(path, header, "image_shape"))
     checkpoint.load_into(prior, tensors, path)
-    return prior.to(device).eval().requires_grad_(False)
+    prior = prior.to(device).eval().requires_grad_(False)
+    prior.stepping(None)
+    return prior
 
 
 def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:

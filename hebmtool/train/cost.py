@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from hebmtool.errors import UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
-from hebmtool.prior import KINDS, FlowPrior, Prior, make_prior
+from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe
 from hebmtool.train import vae
@@ -131,7 +131,7 @@ class Stage:
 def stages(recipe: Recipe, device: torch.device = META) -> list[Stage]:
     """The stages of the recipe's training, in order."""
     if recipe.one_stage:
-        return [_flow(recipe, device)]
+        return [_one_stage(recipe, device)]
     shape = image_shape(recipe)
     with device:
         generator = Tower(recipe.generator, shape, recipe.data.bits)
@@ -180,9 +180,9 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> Stage:
     return Stage(*about, generator.device, steps, with_steps)
 
 
-def _flow(recipe: Recipe, device: torch.device) -> Stage:
+def _one_stage(recipe: Recipe, device: torch.device) -> Stage:
     config, shape, K = recipe.train_prior, image_shape(recipe), [recipe.flow.steps]
-    model = FlowPrior.from_recipe(recipe, shape).to(device)
+    model = KINDS[recipe.prior.kind].from_recipe(recipe, shape).to(device)
 
     def loss(x: Tensor) -> Tensor:
         z_0 = torch.randn(len(x), model.g.D, device=device)
@@ -192,7 +192,8 @@ def _flow(recipe: Recipe, device: torch.device) -> Stage:
     def with_steps(steps: int) -> None:
         K[0] = steps
 
-    about = ("train-prior flow", config.iterations, config.batch_size, config.precision, [model], model, loss, shape)
+    name = f"train-prior {model.kind}"
+    about = (name, config.iterations, config.batch_size, config.precision, [model], model, loss, shape)
     return Stage(*about, device, K[0], with_steps)
 
 
@@ -233,7 +234,7 @@ def cost(stage: Stage) -> Cost:
 def sampling_flops(recipe: Recipe) -> int:
     """Of an image: the whole trajectory, and its decoding."""
     if recipe.one_stage:
-        prior: Prior = FlowPrior.from_recipe(recipe, image_shape(recipe)).to(META)
+        prior: Prior = KINDS[recipe.prior.kind].from_recipe(recipe, image_shape(recipe)).to(META)
     else:
         with META:
             tower = Tower(recipe.generator, image_shape(recipe), recipe.data.bits).eval().frozen()

@@ -50,12 +50,12 @@ MOST_WHITENED = 16_384
 """Dimensions: their covariance in double precision takes 2 GiB, and finding A as much again."""
 
 
-def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int) -> float:
-    """Learning rate of update `step`: linear warm-up, then a factor `lr_decay` per epoch, at its end with
-    `lr_staircase` and else in every update its share."""
+def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int, lr: float | None = None) -> float:
+    """Learning rate of update `step`: linear warm-up to `lr` (the recipe's when None), then a factor `lr_decay` per
+    epoch, at its end with `lr_staircase` and else in every update its share."""
     warm = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
     epochs = step // updates_per_epoch if config.lr_staircase else step / updates_per_epoch
-    return config.lr * warm * config.lr_decay**epochs
+    return (config.lr if lr is None else lr) * warm * config.lr_decay**epochs
 
 
 @torch.no_grad()

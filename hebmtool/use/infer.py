@@ -1,6 +1,7 @@
 """Latents of images, whole or with hidden pixels, for a run of either kind.
 
-A flow model has no encoder: a Langevin run from its prior towards p(z | x_visible) (`hebmtool.chains.short_run`).
+A flow or a latent EBM has no encoder: a Langevin run from its prior or N(0, I) goes towards p(z | x_visible)
+(`hebmtool.chains.short_run`).
 
 A hierarchical run has one, for whole images.  Where pixels are hidden, encoder and generator fill them in turns,
 
@@ -51,14 +52,14 @@ class Inference:
     """Latents of images under a run's prior.
 
     Arguments:
-        prior: a flow model, or a prior on its frozen generator.
+        prior: one with its generator, or a prior on its frozen generator.
         recipe: the run's.
-        steps: Langevin steps.  None: a flow model's own number; for a hierarchical run none for whole images, REFINE
-            where pixels are hidden.
+        steps: Langevin steps.  None: without an encoder the recipe's number; for a hierarchical run none for whole
+            images, REFINE where pixels are hidden.
         seed: of every draw.
         drawn: where a hierarchical run infers whole images without steps, draw from the posterior instead of taking its
             mean.
-        learning: whether a flow model's chain is that of learning, in as many steps and with noise.
+        learning: whether, without an encoder, the chain is that of learning, in as many steps and with noise.
     """
 
     prior: Prior
@@ -114,9 +115,9 @@ class Inference:
         x = self._as_read(images, codes).to(device)
         if not prior.generator.has_encoder:
             noise = Noise(self.seed, codes, D, device)
-            own = prior.config.steps if self.learning else prior.config.test_steps
+            own = prior.inference.steps if self.learning else prior.inference.test_steps
             steps, start = own if self.steps is None else self.steps, prior.start(noise())
-            noisy = self.learning or prior.config.test_noise
+            noisy = self.learning or prior.inference.test_noise
             return prior.infer(x, start, steps, noise if noisy else None, visible)
         # The last of the D + 1 decides what the chain accepts.
         noise = Noise(self.seed, codes, D + 1, device)

@@ -179,8 +179,8 @@ class Scorer:
 
 @dataclass
 class PosteriorScorer(Scorer):
-    """A flow model's score: log p(z) + log p(x | z), up to a constant, at z inferred by Langevin dynamics (LFBM,
-    https://arxiv.org/abs/2301.09300); nats.  There is one layer, so one cut, 0."""
+    """The score without an encoder: log p(z) + log p(x | z), up to a constant, at z inferred by Langevin dynamics
+    (LFBM, https://arxiv.org/abs/2301.09300); nats.  There is one layer, so one cut, 0."""
 
     score: str = "posterior"
     draws: int = 1

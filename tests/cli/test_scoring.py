@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import DIGITS, options
+import torch
+from tiny import DIGITS, LATENT, options
 
 from hebmtool import data
 from hebmtool.run.folder import Run
+from hebmtool.run.open import load_prior
+from hebmtool.use.score import in_batches, make_scorer
 
 
 def pipe(child, script: str, **variables) -> tuple[int, str, str]:
@@ -109,11 +112,31 @@ def test_nothing_on_standard_input_and_an_empty_folder(hebm, tiny, tmp_path, mon
     assert (status, out) == (1, "") and "no images in" in err and err.count("\n") == 1
 
 
-def test_the_anomaly_benchmark_runs(tmp_path, capsys):
+@pytest.fixture
+def anomaly():
+    """benchmarks/anomaly.py, as a module."""
     path = Path(__file__).parent.parent.parent / "benchmarks" / "anomaly.py"
     spec = importlib.util.spec_from_file_location("anomaly", path)
-    anomaly = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(anomaly)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_anomaly_benchmark_scores_a_run_without_an_encoder(anomaly, tmp_path, capsys):
+    arguments = ["--recipe", "digits-flow", *options(LATENT[1:]), "--digits", "3", "--runs", str(tmp_path)]
+    anomaly.main([*arguments, "--limit", "250"])
+    rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE))
+    scores = ["log p(z, x)", "log p(z)", "log p(x given z)", "squared error + E + z^2/2"]
+    assert [name for name in rows if name in scores] == scores
+    run = Run(tmp_path / "anomaly-pooled-3-0")
+    prior, tested = load_prior(run, "latent-ebm", torch.device("cpu")), anomaly.Tested.of(run, 3, 250)
+    assert 0 < tested.positive.sum() < 250
+    scorer = make_scorer(prior, run.recipe())  # as `hebm ood-score` does
+    expected = tested.auprc(in_batches(scorer, tested.images)[:, 0])
+    assert float(rows["log p(z, x)"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_anomaly_benchmark_runs(anomaly, tmp_path, capsys):
     arguments = ["--recipe", "digits", *options(DIGITS[1:]), "--digits", "3", "--runs", str(tmp_path), "--draws", "1"]
     arguments += ["--limit", "400", "--set", "prior.kind=ebm", "--set", "train_prior.joint=true"]
     anomaly.main(arguments)

@@ -63,6 +63,7 @@ def test_images_of_any_size(shape, constant, layers):
         ({"width": 128}, (3, 32, 32), (512, 4, 4), [256, 128, 3]),  # SVHN, as published
         ({"width": 512, "first_map": 8, "head": "conv"}, (3, 32, 32), (1024, 8, 8), [512, 256]),  # CIFAR-10
         ({"width": 128}, (3, 64, 64), (1024, 4, 4), [512, 256, 128, 3]),  # CelebA
+        ({"width": 128, "even": True, "head": "conv"}, (1, 28, 28), (128, 7, 7), [128, 128]),  # MNIST, of a latent EBM
     ],
 )
 def test_the_published_widths(keys, shape, constant, channels):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from toys import Linear
 
 from hebmtool import recipe
 from hebmtool.chains.short_run import adjusted
-from hebmtool.generator import Generator, OneLayer, TopDown
-from hebmtool.generator.likelihood import FixedGaussian
+from hebmtool.generator import OneLayer
 from hebmtool.noise import Noise
 from hebmtool.prior import FlowPrior
 
@@ -144,27 +144,6 @@ def test_where_chains_start():
 # Inference, where the posterior is known
 
 
-class Linear(Generator):
-    """2x - 1 = A z + sigma eps, as an image of one row."""
-
-    has_encoder = False
-
-    def __init__(self, A, sigma):
-        super().__init__()
-        self.A, self.likelihood = A, FixedGaussian(sigma)
-        self.image_shape, self.latent_shapes, self.state_channels = (1, 1, len(A)), [(A.shape[1], 1, 1)], [1]
-
-    def walk(self, u, layers=None):
-        z = u[:, :, None, None]
-        return TopDown([z], [z], [torch.zeros_like(z)], [torch.ones_like(z)], [z])
-
-    def T_inverse(self, z):
-        return z
-
-    def decode(self, walk):
-        return (walk.z[0].flatten(1) @ self.A.T)[:, None, None]
-
-
 def linear_gaussian():
     """(prior, x, observed, posterior mean and covariance): z ~ N(m, S) by an affine flow, 2x - 1 = A z + sigma eps, of
     whose pixels one is not observed."""
@@ -195,7 +174,7 @@ def test_short_run_finds_the_posterior_of_a_linear_gaussian_model():
     z = prior.infer(x_many, prior.start(z), 150, lambda: torch.randn(N, 2), observed_many).double()
     # Unadjusted steps of size s leave exactly the covariance (P - s^2 P^2 / 4)^-1, P being the posterior's precision;
     # 10,000 chains know a mean to 1% and a variance to 1.4% of a standard deviation and of itself.
-    precision, s = covariance.inverse(), prior.config.step_size
+    precision, s = covariance.inverse(), prior.inference.step_size
     stationary = (precision - s**2 * precision @ precision / 4).inverse()
     scale = covariance.diagonal().sqrt()
     # What is left of the start after so many steps: a factor e^-(150 s^2 / 2 P) on its distance, below 2%.

@@ -14,7 +14,7 @@ from hebmtool.noise import Noise
 from hebmtool.prior import KINDS, Schedule, log_standard_normal
 from hebmtool.recipe import words
 
-STAGES = {"gaussian": 1, "ebm": 2, "diffusion-ebm": 4, "flow": 5}
+STAGES = {"gaussian": 1, "ebm": 2, "diffusion-ebm": 4, "flow": 5, "latent-ebm": 2}
 ON_A_GENERATOR = [kind for kind, of in KINDS.items() if not of.brings_generator]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_kind_of_many_layers = pytest.mark.parametrize("kind", ON_A_GENERATOR)
@@ -40,7 +40,7 @@ def own_density(generator, u):
 def test_kinds_are_those_of_the_recipe():
     assert set(words.KINDS) == set(KINDS) and list(words.KINDS)[0] == "gaussian"
     assert [kind for kind in KINDS if not KINDS[kind].learned] == ["gaussian"]
-    assert [kind for kind in KINDS if KINDS[kind].brings_generator] == ["flow"]
+    assert {kind for kind in KINDS if KINDS[kind].brings_generator} == words.ONE_STAGE == {"flow", "latent-ebm"}
 
 
 # Drawing
@@ -88,7 +88,7 @@ def test_steps_may_be_told_for_each_level(generator, kind, chain):
     assert torch.equal(u, expected)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ENERGY_KINDS])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind].T])
 def test_without_steps_there_are_no_gradients_and_nothing_to_do_faster(generator, kind):
     prior = toy_prior(generator, kind)
     assert prior.T == 0 and prior.gradients() == prior.gradients(7) == 0
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_the_prior_is_its_own(generator, kind):
     prior = toy_prior(generator, kind)
     keys = prior.state_dict().keys()
     if prior.brings_generator:
-        assert {key.split(".")[0] for key in keys} == {"g", "couplings"}
+        assert {key.split(".")[0] for key in keys} == {"g", "energy" if prior.T else "couplings"}
     else:
         assert prior.generator is generator
         assert all(key.startswith("energy.") for key in keys)

@@ -15,7 +15,7 @@ from hebmtool.errors import UsageError
 from hebmtool.recipe import mistakes
 from hebmtool.recipe.load import _Loader
 
-FLOW = ["celeba-flow", "cifar10-flow", "digits-flow", "mnist-flow", "svhn-flow"]
+ONE_STAGE = ["celeba-flow", "cifar10-flow", "digits-flow", "mnist-anomaly-latent", "mnist-flow", "svhn-flow"]
 HIERARCHICAL = [
     "celeba64",
     "celebahq256",
@@ -28,7 +28,7 @@ HIERARCHICAL = [
     "mnist-anomaly-joint",
     "mnist-published",
 ]
-BUILT_IN = sorted(FLOW + HIERARCHICAL)
+BUILT_IN = sorted(ONE_STAGE + HIERARCHICAL)
 CELLS = {role: ["mconv_e6k5g0"] for role in recipe.CELL_ROLES}
 
 

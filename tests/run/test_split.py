@@ -12,7 +12,7 @@ from hebmtool.errors import HebmError
 from hebmtool.recipe import Data
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
-from hebmtool.train.flow import train_flow
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.vae import train_vae
 
 N = 40
@@ -178,9 +178,9 @@ def test_chains_that_go_on_need_the_images_they_belong_to(tmp_path, flat):
     keys = [*FLOW, "data.source=folder", f"data.path={flat}", "flow.persistent=true", "train_prior.iterations=1"]
     settings = recipe.load("digits-flow", keys)
     with Run.create(tmp_path, settings) as run:
-        train_flow(settings, run, CPU)
+        train_one_stage(settings, run, CPU)
     write(flat / "new.png", np.full((8, 8), 99, np.uint8))
     write(flat / "newer.png", np.full((8, 8), 98, np.uint8))
     write(flat / "newest.png", np.full((8, 8), 97, np.uint8))
     with run.lock(), pytest.raises(HebmError, match="kept by its place"):
-        train_flow(recipe.load("digits-flow", [*keys, "train_prior.iterations=2"]), run, CPU, resume=True)
+        train_one_stage(recipe.load("digits-flow", [*keys, "train_prior.iterations=2"]), run, CPU, resume=True)

@@ -11,9 +11,9 @@ from hebmtool import recipe
 from hebmtool.errors import HebmError
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.train.flow import train_flow
 from hebmtool.train.labels import train_labels
 from hebmtool.train.loop import Updates, good_path
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
 
@@ -29,11 +29,11 @@ CASES = {
         "label-class",
         "train_prior.label_lr",
     ),
-    "flow": ("digits-flow", [*FLOW, *PRIOR], train_flow, "prior-flow", "train_prior.lr"),
+    "flow": ("digits-flow", [*FLOW, *PRIOR], train_one_stage, "prior-flow", "train_prior.lr"),
     "persistent flow": (
         "digits-flow",
         [*FLOW, *PRIOR, "flow.persistent=true", "data.limit=16"],
-        train_flow,
+        train_one_stage,
         "prior-flow",
         "train_prior.lr",
     ),

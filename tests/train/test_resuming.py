@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import CPU, DIGITS, FLOW
+from tiny import CPU, DIGITS, FLOW, LATENT
 
 from hebmtool import recipe
 from hebmtool.errors import HebmError
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
-from hebmtool.train.flow import train_flow
 from hebmtool.train.joint import train_joint
 from hebmtool.train.labels import train_labels
 from hebmtool.train.loop import Updates
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
 
 ODD = "data.attributes={odd: [1, 3, 5, 7, 9]}"
 
 
-def flow(settings, run, resume):
-    train_flow(settings, run, CPU, resume)
+def one_stage(settings, run, resume):
+    train_one_stage(settings, run, CPU, resume)
 
 
 CASES = {
@@ -55,15 +55,20 @@ CASES = {
     ),
     "flow": (
         ("digits-flow", FLOW, ["train_prior.iterations=6", "flow.coupling=spline"]),
-        flow,
+        one_stage,
         ["prior-flow.safetensors", "prior-flow.train.safetensors"],
+    ),
+    "latent energy": (
+        ("digits-flow", LATENT, ["train_prior.iterations=6", "train_prior.generator_lr=1e-3"]),
+        one_stage,
+        ["prior-latent-ebm.safetensors", "prior-latent-ebm.train.safetensors"],
     ),
     "persistent flow of missing pixels": (
         (
             *("digits-flow", FLOW),
             ["train_prior.iterations=6", "data.limit=32", "flow.persistent=true", "data.missing=0.5"],
         ),
-        flow,
+        one_stage,
         ["prior-flow.safetensors", "prior-flow.train.safetensors"],
     ),
 }

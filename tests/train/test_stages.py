@@ -12,8 +12,8 @@ from hebmtool.recipe import TrainPrior, TrainVae
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
-from hebmtool.train.flow import train_flow
 from hebmtool.train.labels import accuracy, train_labels
+from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import learning_rate, train_prior
 from hebmtool.train.vae import balance, bound, kl_weight, spectral_weight, train_vae
 
@@ -167,7 +167,7 @@ def test_what_ready_raises_ends_the_training_before_it_began(stage_one, tmp_path
     assert stage_one.checkpoints() == [stage_one.generator_path] and stage_one.recipe_path.read_bytes() == before
     settings = flow()
     with Run.create(tmp_path / "other", settings) as run, pytest.raises(HebmError, match="not like this"):
-        train_flow(settings, run, CPU, ready=ready)
+        train_one_stage(settings, run, CPU, ready=ready)
     assert run.checkpoints() == [] and len(seen) == 2 and seen[0] == seen[1]
 
 
@@ -258,7 +258,7 @@ def test_accuracy_is_the_share_that_the_label_finds(tiny):
 def test_a_flow_is_trained_with_its_generator(tmp_path):
     settings = flow("train_prior.iterations=4")
     with Run.create(tmp_path, settings) as run:
-        prior = train_flow(settings, run, CPU)
+        prior = train_one_stage(settings, run, CPU)
     assert run.priors() == ["flow"] and run.one_stage and checkpoint.header(run.prior_path("flow")).step == 4
     assert {path.name for path in run.samples_dir.iterdir()} == {"flow-0000004.png"}
     last = run.metrics("train-prior flow")[-1]
@@ -274,10 +274,10 @@ def test_persistent_chains_go_on_where_they_ended(tmp_path):
     # 32 images and batches of 8: after 4 updates every chain has moved, and the fifth moves a quarter of them.
     settings = [flow("flow.persistent=true", "data.limit=32", f"train_prior.iterations={n}") for n in (4, 5)]
     with Run.create(tmp_path, settings[0]) as run:
-        train_flow(settings[0], run, CPU)
+        train_one_stage(settings[0], run, CPU)
     before = weights(run.prior_train_path("flow"))["extra.z"]
     with Run.create(tmp_path, settings[1], resume=True) as run:
-        train_flow(settings[1], run, CPU, resume=True)
+        train_one_stage(settings[1], run, CPU, resume=True)
     moved = (weights(run.prior_train_path("flow"))["extra.z"] - before).abs().amax(1)
     assert (moved > 0).sum() == 8
     # Three steps of size 0.1 do not lead far.
@@ -297,7 +297,7 @@ def test_hidden_pixels_are_never_looked_at(tmp_path):
         more = [f"data.missing={tmp_path / 'masks.npy'}"] if missing else []
         settings = flow("data.source=array", f"data.path={tmp_path / name}.npz", *more)
         with Run.create(tmp_path / name, settings) as run:
-            train_flow(settings, run, CPU)
+            train_one_stage(settings, run, CPU)
         files[name] = run.prior_path("flow")
     assert equal(files["a"], files["b"]) and not equal(files["a"], files["c"])
 
@@ -306,7 +306,7 @@ def test_learning_raises_the_joint(tmp_path):
     keys = ["flow.width=8", "train_prior.lr=2e-2", "train_prior.iterations=30", "train_prior.batch_size=16"]
     settings = flow(*keys)
     with Run.create(tmp_path, settings) as run:
-        train_flow(settings, run, CPU)
+        train_one_stage(settings, run, CPU)
     logged = run.metrics("train-prior flow")
     assert logged[-1]["log_x"] > logged[0]["log_x"] + 50 and logged[-1]["loss"] < 0.7 * logged[0]["loss"]
 
@@ -314,7 +314,7 @@ def test_learning_raises_the_joint(tmp_path):
 def test_a_flow_that_diverges_says_what_to_lower_and_leaves_nothing(tmp_path):
     settings = flow("flow.step_size=1e12", "train_prior.iterations=8")
     with Run.create(tmp_path, settings) as run, pytest.raises(HebmError, match="flow.step_size"):
-        train_flow(settings, run, CPU)
+        train_one_stage(settings, run, CPU)
     assert run.checkpoints() == []
 
 
@@ -324,5 +324,5 @@ def test_a_resume_that_fails_leaves_the_recipe(copied):
     path = run.prior_train_path("flow")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(HebmError, match="prior-flow.train.* is cut short"):
-        train_flow(flow("train_prior.log_every=7"), run, CPU, resume=True)
+        train_one_stage(flow("train_prior.log_every=7"), run, CPU, resume=True)
     assert run.recipe_path.read_text() == before

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 LEARNED = {
     "digits": ("generator", "prior-ebm", "prior-diffusion-ebm", "label-class"),
     "flow": ("prior-flow",),
+    "latent": ("prior-latent-ebm",),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import DIGITS, FLOW
+from tiny import DIGITS, FLOW, LATENT
 
 from hebmtool import api, data, ranks
 from hebmtool.train.loop import Updates
@@ -47,6 +47,7 @@ def train(root: Path, updates: int) -> None:
         api.train_prior("digits", settings, runs=root, device="cpu")
     more = [f"train_prior.iterations={updates}", "flow.persistent=true"]
     api.train_prior("digits-flow", [*FLOW, *more], runs=root, device="cpu")
+    api.train_prior("digits-flow", [*LATENT, more[0]], runs=root, device="cpu")
 
 
 def use(root: Path) -> dict[str, np.ndarray]:

@@ -142,7 +142,7 @@ def test_without_an_encoder_latents_are_a_short_run_from_the_prior(generator, mo
 def test_test_chains_may_be_noise_free_and_those_of_learning_are_not(generator):
     found, images = flow_inference(generator), digits()
     noisy = found(images)
-    found.prior.config.test_noise = False
+    found.prior.inference.test_noise = False
     z, x, eps = found(images), images / 255.0, Noise(0, [found._code(image, 0) for image in images], 5)
     assert torch.allclose(z[:, 0], found.prior.infer(x, found.prior.start(eps()), 3, None), atol=1e-5)
     assert not torch.allclose(z, noisy, atol=1e-2)

@@ -240,7 +240,7 @@ def test_the_posterior_score_is_the_log_joint_at_the_inferred_latent(tower):
     assert scores.shape == (4, 1) and torch.allclose(scores[2:], scorer(images[2:]), atol=1e-3)
     z = scorer.inference(images)[:, 0]
     error = (2 * images.double() / 255 - 1 - prior.g(z).double()).square().flatten(1).sum(1)
-    expected = prior.log_density(z).double() - error / (2 * prior.config.sigma**2)
+    expected = prior.log_density(z).double() - error / (2 * prior.inference.sigma**2)
     assert torch.allclose(scores[:, 0], expected, rtol=1e-3)
     each = scorer.inference(images, draws=3)
     averaged = make_scorer(prior, settings, draws=3)(images)[:, 0]
