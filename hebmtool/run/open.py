@@ -98,6 +98,7 @@ def _with_its_generator(run: Run, kind: str, device: torch.device) -> Prior:
     prior = KINDS[kind].from_recipe(checkpoint.recipe(path, header), checkpoint.extra(path, header, "image_shape"))
     checkpoint.load_into(prior, tensors, path)
     prior = prior.to(device).eval().requires_grad_(False)
+    prior.settle()
     prior.stepping(None)
     return prior
 

@@ -85,9 +85,13 @@ def train_one_stage(
         extra = {"image_shape": list(images.shape)}
         checkpoint.save(path, ema.tensors, kind=kind, recipe=recipe, step=step, extra=extra)
 
-    def show(step: int) -> None:
+    def average() -> None:
         averaged.load_state_dict(ema.tensors)
+        averaged.settle()
         averaged.stepping(None)
+
+    def show(step: int) -> None:
+        average()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
@@ -115,8 +119,7 @@ def train_one_stage(
             if updates.to_log:
                 updates.log(f"loss {updates.loss:.3g}", loss=updates.loss, **updates.figures, grad_norm=norms)
     ranks.first_alone(lambda: show(updates.step))
-    averaged.load_state_dict(ema.tensors)
-    averaged.stepping(None)
+    average()
     return averaged
 
 
