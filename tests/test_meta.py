@@ -34,7 +34,7 @@ LEARNED = [
     for kind in ENERGY_KINDS
     for objective in sorted(OBJECTIVES)
     for chain in (sorted(CHAINS) if objective in RUN_CHAINS else ["underdamped"])
-    if (kind, objective) != ("ebm", "score-matching")  # which the recipe refuses
+    if kind != "ebm" or objective not in ("score-matching", "telescope")  # which the recipe refuses
 ]
 
 

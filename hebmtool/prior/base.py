@@ -220,6 +220,10 @@ class Prior(nn.Module, ABC):
             visible: bool [N, 1, H, W], the pixels that are known; all when None.
         """
 
+    finish: Callable[[Tensor, Tensor], tuple[Tensor, dict]] | None = None
+    """(u_0, x) -> (loss, figures), as `loss`, of learning's last updates against the prior's own draws (the recipe's
+    `train_prior.finish`); None where there is no chain to draw them by."""
+
     def calibrate(self, walk: TopDown) -> None:
         """Before learning: look at a walk over draws of N(0, I), as u."""
 

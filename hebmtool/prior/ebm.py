@@ -27,7 +27,7 @@ from hebmtool.generator import Generator, TopDown
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
 from hebmtool.prior.energy import Energy
-from hebmtool.prior.objectives import OBJECTIVES, RUN_CHAINS
+from hebmtool.prior.objectives import BRIDGES, OBJECTIVES, RUN_CHAINS, against_itself
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe.mistakes import sentence
 
@@ -144,6 +144,21 @@ class EnergyPrior(Prior):
 
     # F
 
+    def _f(self, walk: TopDown, t: Tensor) -> Tensor:
+        """f_i at levels t [N], by layer, [N, layers]: what the networks say there, or where they say the log ratios of
+        adjacent levels, those from there up together."""
+        f = self.energy(walk, t)[..., 0]
+        if self.config.objective not in BRIDGES:
+            return f
+        for there in (t + above for above in range(1, self.T)):
+            more = self.energy(walk, there.clamp(max=self.T - 1))[..., 0]
+            f = f + torch.where(there[:, None] < self.T, more, 0.0)
+        return self.scale(t)[:, None] * f
+
+    def bridge(self, u: Tensor, t: Tensor) -> Tensor:
+        """What the networks say at levels t [N] alone, nats [N]: log p(u_t) / p(u_{t+1}) where they bridge levels."""
+        return self.energy(self.generator.walk(u), t)[..., 0].sum(1)
+
     def energies(self, u: Tensor, t: Tensor | None = None, layers: int | None = None) -> Tensor:
         """f_i per image and layer, [N, L] top first.
 
@@ -153,13 +168,13 @@ class EnergyPrior(Prior):
             layers: only this many layers from the top.
         """
         t = self._level(u, 0) if t is None else t
-        return self.energy(self.generator.walk(u, layers), t)[..., 0]
+        return self._f(self.generator.walk(u, layers), t)
 
     def F(self, u: Tensor, t: Tensor | None = None, walk: TopDown | None = None) -> Tensor:
         """F(T(u), t), [N], with what the conditions add; `walk` as in `log_tilt`."""
         t = self._level(u, 0) if t is None else t
         walk = self.generator.walk(u) if walk is None else walk
-        F = self.energy(walk, t)[..., 0].sum(1)
+        F = self._f(walk, t).sum(1)
         for condition in self.conditions:
             F = F + self.scale(t) * condition(walk, t)
         return F
@@ -230,12 +245,15 @@ class EnergyPrior(Prior):
         tau: float = 1.0,
         held: Held | None = None,
         watch: Watch | None = None,
+        learning: bool = False,
     ) -> Tensor:
-        """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0."""
+        """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0.
+        `learning` as in `negatives`."""
         self._settle_steps()
         t, K = self._level(u_0, 0), self.K if K is None else K
+        told = self._lengthening(t) if learning and self.chain.exact else self._watched(watch, t)
         with self.fixed():
-            return self.chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, self._watched(watch, t))
+            return self.chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, told)
 
     def descend(
         self,
@@ -277,6 +295,9 @@ class EnergyPrior(Prior):
 
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
         return OBJECTIVES[self.config.objective](self, u_0, x)
+
+    def finish(self, u_0: Tensor, x: Tensor) -> tuple[Tensor, dict]:
+        return against_itself(self, u_0)
 
     def calibrate(self, walk: TopDown) -> None:
         self.energy.calibrate(walk)

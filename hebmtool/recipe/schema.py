@@ -252,7 +252,8 @@ class Prior(Part):
     )
     objective: OBJECTIVES.type = Field(
         "recovery",
-        description="recovery likelihood, (conditional) noise-contrastive estimation, or denoising score matching",
+        description="recovery likelihood, (conditional) noise-contrastive estimation, denoising score matching, or "
+        "telescoping ratios of adjacent noise levels",
     )
     whiten: bool = Field(
         False,
@@ -288,10 +289,11 @@ class Prior(Part):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "Prior":
-        if self.objective == "score-matching" and self.kind in ("ebm", "latent-ebm"):
+        levels = {"score-matching": "match; use recovery", "telescope": "take the ratios of; use nce"}
+        if self.objective in levels and self.kind in ("ebm", "latent-ebm"):
             raise ValueError(
-                f"prior.objective is score-matching, but the {self.kind} kind has no noise levels to match; "
-                "use recovery"
+                f"prior.objective is {self.objective}, but the {self.kind} kind has no noise levels to "
+                f"{levels[self.objective]}"
             )
         return self
 
@@ -319,6 +321,9 @@ class TrainPrior(Part):
         (0.9, 0.999),
         strict=False,  # a YAML list is not a tuple
         description="Adam's averaging coefficients",
+    )
+    finish: float = Field(
+        0.0, ge=0, lt=1, description="share of the updates, the last, that learn against the prior's own draws (by hmc)"
     )
     joint: bool = Field(
         False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"

@@ -29,6 +29,7 @@ def joint(recipe: "Recipe") -> None:
         ("prior.whiten", recipe.prior.whiten, "latents that are still being learned cannot be whitened"),
         ("train_prior.precision", config.precision if config.precision != "float32" else None, "it is in float32"),
         ("train_prior.readjust_bn", config.readjust_bn, "it keeps the BatchNorm statistics of stage one"),
+        ("train_prior.finish", config.finish, "it learns against draws of its prior anyway"),
     ):
         if config.joint and given:
             raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
@@ -49,6 +50,11 @@ def stages(recipe: "Recipe") -> None:
     if data.missing is not None and data.flip:
         raise ValueError("data.flip mirrors images and data.missing does not mirror their masks; set one of them")
     if recipe.one_stage:
+        if recipe.train_prior.finish:
+            raise ValueError(
+                f"train_prior.finish is for priors learned on a generator that is there, and prior.kind is {prior.kind}; "
+                "remove it"
+            )
         if recipe.flow.persistent and data.flip:
             raise ValueError("data.flip mirrors images and flow.persistent goes on with their chains; set one of them")
         if recipe.train_prior.precision != "float32":

@@ -63,6 +63,6 @@ KINDS = Words("gaussian", "ebm", "diffusion-ebm", "flow", "latent-ebm")
 # Of those, the ones that bring their generator.
 ONE_STAGE = {"flow", "latent-ebm"}
 CHAINS = Words("langevin", "unscaled", "preconditioned", "underdamped", "hmc")
-OBJECTIVES = Words("recovery", "nce", "cnce", "score-matching")
+OBJECTIVES = Words("recovery", "nce", "cnce", "score-matching", "telescope")
 LIKELIHOODS = Words("bernoulli", "gaussian", "fixed-gaussian", "mixture")
 SOURCES = Words("digits", "folder", "array", "mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "lsun")

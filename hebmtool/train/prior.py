@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hebmtool import data, picture, ranks, rows
-from hebmtool.chains import Chain, make_chain
+from hebmtool.chains import CHAINS, Chain, make_chain
 from hebmtool.compute import tell_if_slow
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
@@ -125,6 +125,7 @@ def train_prior(
         raise UsageError(f"prior.kind '{kind}' needs no training; train 'diffusion-ebm' or 'ebm'")
     if KINDS[kind].brings_generator:
         raise UsageError(f"prior.kind '{kind}' is not trained on a generator but with one")
+    check_finish(recipe)
     whole = load_generator(run, device)
     origin = {"generator": contents(run.generator_path)}
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
@@ -147,7 +148,8 @@ def train_prior(
     step, stage = 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening, rewind)
-        prior.stepping(checkpoint.header(train_path).extra.get(STEPS, recipe.prior.theta))
+        if (theta := checkpoint.header(train_path).extra.get(STEPS)) is not None:
+            prior.stepping(theta)
     run.truncate_metrics(stage, step)
     if old is not None:
         log_changes(run, stage, step, old, recipe)
@@ -170,6 +172,7 @@ def train_prior(
         average()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
+    finishing = round(config.iterations * (1 - config.finish))
     with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
             indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
@@ -181,7 +184,7 @@ def train_prior(
                 x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
                 with torch.no_grad():
                     u_0 = generator.encode(x)
-                loss, figures = prior.loss(u_0, x)
+                loss, figures = (prior.loss if step < finishing else prior.finish)(u_0, x)
                 updates.add(loss, **figures)
             [norm] = updates.descend(optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:
@@ -189,6 +192,24 @@ def train_prior(
     ranks.first_alone(lambda: show(updates.step))
     average()
     return averaged
+
+
+def check_finish(recipe: Recipe) -> None:
+    """Raise UsageError where the last updates are to draw by an exact chain and there is none."""
+    config = recipe.train_prior
+    if not config.finish:
+        return
+    if KINDS[recipe.prior.kind].finish is None:
+        raise UsageError(
+            f"train_prior.finish is {config.finish}, but a {recipe.prior.kind} prior has no chain to finish by; set it "
+            "to 0"
+        )
+    if not make_chain(recipe.prior).exact:
+        exact = ", ".join(word for word, chain in CHAINS.items() if chain.exact)
+        raise UsageError(
+            f"train_prior.finish is {config.finish}, which draws by an exact chain, and prior.chain is "
+            f"{recipe.prior.chain}; set it to {exact}"
+        )
 
 
 def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
@@ -223,7 +244,7 @@ def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
 
 def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
     """The keys of the sampler, where nothing was learned with it: no chain is run, nor gives F its scale."""
-    if new.prior.objective in RUN_CHAINS:
+    if new.prior.objective in RUN_CHAINS or new.train_prior.finish:
         return ()
     rescaled = (type(make_chain(each.prior)).scale is not Chain.scale for each in (old, new))
     return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast")

@@ -112,7 +112,7 @@ def test_out_of_memory_says_which_size(hebm, monkeypatch):
 @pytest.mark.parametrize(
     ("word", "allowed", "meant"),
     [
-        ("nope", ["recovery", "nce", "cnce", "score-matching"], None),
+        ("nope", ["recovery", "nce", "cnce", "score-matching", "telescope"], None),
         ("hot", ["h", "eta", "theta"], None),
         ("None", ["name", "seed"], None),
         ("none", ["recovery", "nce"], None),

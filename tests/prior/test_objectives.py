@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from toys import ENERGY_KINDS, Twins, toy_prior
 
 from hebmtool import recipe
@@ -12,6 +13,7 @@ from hebmtool.errors import UsageError
 from hebmtool.prior import OBJECTIVES, Schedule, make_prior
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import words
+from hebmtool.train.prior import check_finish
 
 every_energy = pytest.mark.parametrize("kind", ENERGY_KINDS)
 every_chain = pytest.mark.parametrize("chain", CHAINS)
@@ -19,7 +21,7 @@ LEARNED_BY = [
     (kind, objective)
     for kind in ENERGY_KINDS
     for objective in OBJECTIVES
-    if (kind, objective) != ("ebm", "score-matching")
+    if kind != "ebm" or objective not in ("score-matching", "telescope")
 ]
 
 
@@ -28,6 +30,8 @@ def test_objectives_are_those_of_the_recipe():
     assert sorted(RUN_CHAINS) == ["recovery"]
     with pytest.raises(UsageError, match="the ebm kind has no noise levels to match"):
         recipe.from_dict({"prior": {"kind": "ebm", "objective": "score-matching"}})
+    with pytest.raises(UsageError, match="the ebm kind has no noise levels to take the ratios of; use nce"):
+        recipe.from_dict({"prior": {"kind": "ebm", "objective": "telescope"}})
 
 
 @pytest.mark.parametrize("reads", ["z", "z+state"])
@@ -269,3 +273,132 @@ def test_noise_contrast_finds_the_log_ratio(objective):
     assert found.std().item() == pytest.approx(exact.std().item(), rel=0.2)
     if objective == "nce":
         assert found.mean().item() == pytest.approx(exact.mean().item(), rel=0.2)
+
+
+# Telescoping ratios
+
+
+class Rungs(nn.Module):
+    """Energies of two layers of four coordinates: f_i = d_t / 2 - c_t |u_i|^2 / 2 v_t, which log ratios of Gaussians
+    are, v_t [T] being a variance at hand."""
+
+    def __init__(self, v):
+        super().__init__()
+        self.v, self.c, self.d = v.float(), nn.Parameter(torch.zeros(len(v))), nn.Parameter(torch.zeros(len(v)))
+
+    def forward(self, walk, t):
+        squares = torch.stack([u.flatten(1).square().sum(1) for u in walk.u], 1)
+        return (0.5 * self.d[t][:, None] - 0.5 * (self.c / self.v)[t][:, None] * squares)[..., None]
+
+    def advance(self):
+        pass
+
+
+def test_the_telescope_finds_a_ratio_that_one_contrast_cannot():
+    """u_0 ~ N(0, v I) in 8 dimensions, v = 0.01: 14.4 nats from N(0, I), of which no draw comes near u_0."""
+    generator, v, T = Twins(), 0.01, 8
+    D, u_0 = generator.D, math.sqrt(v) * torch.randn(20_000, generator.D)
+
+    def loss_of(prior):
+        torch.manual_seed(1)  # one draw of the noise
+        return prior.loss(u_0, u_0)[0]
+
+    single = toy_prior(generator, "ebm", objective="nce").requires_grad_(False)
+    single.energy = Rungs(torch.tensor([v]))
+    for nats in (-5, 0, 5):  # the ratio itself, and what is far from it, are all the same to it
+        with torch.no_grad():
+            single.energy.c[0], single.energy.d[0] = 1 - v, -0.5 * D * math.log(v) + nats
+        assert loss_of(single) < 0.01
+
+    prior = toy_prior(generator, objective="telescope", levels=T)
+    variance = prior.schedule.abar**2 * v + prior.schedule.sbar**2
+    prior.energy = Rungs(variance[:-1])
+    optimizer = torch.optim.LBFGS(prior.energy.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(prior)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    for t in (0, 3, T - 1):
+        u = math.sqrt(variance[t]) * torch.randn(4000, D)
+        # Of level t, as a whole and by its coefficient: c_t / v_t + ... + c_{T-1} / v_{T-1} = 1 / v_t - 1 / v_T.
+        expected = 0.5 * D * (variance[t] - 1 - variance[t].log())
+        assert prior.log_tilt(u, t).mean().item() == pytest.approx(expected.item(), rel=0.1, abs=0.05)
+        c = (prior.energy.c / prior.energy.v)[t:].sum().item()
+        assert c == pytest.approx((1 / variance[t] - 1 / variance[T]).item(), rel=0.1, abs=0.05)
+        assert torch.allclose(prior.log_ratio(u, t).sum(1), prior.log_tilt(u, t), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chain", ["langevin", "underdamped"])
+def test_bridges_add_up_from_a_level_upwards(generator, chain):
+    prior, u = toy_prior(generator, chain=chain, objective="telescope", weight=0.1), torch.randn(6, generator.D)
+    t = torch.tensor([0, 1, 2, 2, 1, 0])
+    expected = [sum(prior.bridge(u[i : i + 1], torch.tensor([s])) for s in range(int(t[i]), 3)) for i in range(6)]
+    assert torch.allclose(prior.F(u, t), prior.scale(t) * torch.cat(expected), rtol=1e-4)
+
+
+# Finishing against the prior's own draws
+
+
+def own(prior, gaps):
+    """The loss of learning against itself where draws lie so many nats above posterior u, and its slope at each."""
+    gaps = torch.tensor(gaps).requires_grad_(True)
+    prior.refine = lambda u_0, eps, learning: torch.zeros_like(u_0)
+    prior.F = lambda u, t: torch.cat([torch.zeros(len(gaps)), gaps])
+    loss, figures = prior.finish(torch.randn(len(gaps), prior.generator.D), torch.empty(0))
+    return loss.item() * len(gaps), torch.autograd.grad(loss, gaps)[0] * len(gaps), figures
+
+
+@every_energy
+def test_no_draw_of_its_own_decides_an_update_alone(generator, kind):
+    loss, slope, figures = own(toy_prior(generator, kind, "hmc"), [3.0, -3.0, 4000.0, -40.0, -60.0])
+    assert torch.allclose(slope, torch.tensor([1.0, 1.0, 1 / 3991, 1 / 31, 0.0]), rtol=1e-3)
+    assert loss == pytest.approx(10 + math.log(3991) - 10 - math.log(31), rel=1e-4)
+    assert figures["trimmed"] == pytest.approx(0.2)
+
+
+@every_energy
+def test_a_prior_that_is_its_posterior_is_left_as_it_is(generator, kind):
+    """F = 0 and u_0 ~ N(0, I): its draws are of the same law, and the gradient is noise; of u_0 shifted it is not."""
+    prior = toy_prior(generator, kind, "hmc", weight=0.0, steps=5).requires_grad_(True)
+
+    prior.stepping(1.5)
+    heads = [layer.head.weight for layer in prior.energy.layers]
+
+    def pull(shift):
+        torch.manual_seed(0)
+        loss, _ = prior.finish(torch.randn(400, generator.D) + shift, torch.empty(0))
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, heads)]).norm().item()
+
+    assert pull(0.0) < 0.3 * pull(0.5)
+
+
+def test_the_finish_adapts_the_steps_it_draws_by(generator):
+    prior = toy_prior(generator, "ebm", "hmc", steps=9)
+    prior.stepping(0.3)
+    loss, figures = prior.finish(torch.randn(8, generator.D), torch.empty(0))
+    [theta] = prior.steps
+    assert theta > 0.3  # nearly all is taken where F is next to nothing
+    assert loss.isfinite() and figures["own_std"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prior": {"chain": "underdamped"}}, "draws by an exact chain, and prior.chain is underdamped; set it to hmc"),
+        (
+            {"prior": {"kind": "flow"}},
+            "for priors learned on a generator that is there, and prior.kind is flow; remove",
+        ),
+        ({"train_prior": {"joint": True}}, "train_prior.finish is 0.1: it learns against draws of its prior anyway"),
+    ],
+)
+def test_a_finish_needs_an_exact_chain(settings, words):
+    settings["train_prior"] = {"finish": 0.1} | settings.get("train_prior", {})
+    with pytest.raises(UsageError, match=words) as raised:
+        check_finish(recipe.from_dict(settings))
+    assert "\n" not in str(raised.value)
+    check_finish(recipe.from_dict({"prior": {"chain": "hmc"}, "train_prior": {"finish": 0.1}}))

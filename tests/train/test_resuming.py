@@ -20,6 +20,8 @@ from hebmtool.train.one_stage import train_one_stage
 from hebmtool.train.prior import train_prior
 from hebmtool.train.vae import train_vae
 
+FINISH = ["prior.chain=hmc", "prior.steps=5"]
+"""Stopped after update 4, the finish begins afterwards (0.3) or has begun (0.6)."""
 ODD = "data.attributes={odd: [1, 3, 5, 7, 9]}"
 
 
@@ -34,12 +36,32 @@ CASES = {
         ["generator.safetensors", "generator.train.safetensors"],
     ),
     "joint energy": (
-        ("digits", DIGITS, ["prior.kind=ebm", "train_prior.iterations=6", "train_prior.readjust_bn=1"]),
+        (
+            "digits",
+            DIGITS,
+            [
+                "prior.kind=ebm",
+                "train_prior.iterations=6",
+                "train_prior.readjust_bn=1",
+                *FINISH,
+                "train_prior.finish=0.3",
+            ],
+        ),
         lambda settings, run, resume: train_prior(settings, run, CPU, resume),
         ["prior-ebm.safetensors", "prior-ebm.train.safetensors"],
     ),
     "whitened diffusion": (
-        ("digits", DIGITS, ["prior.whiten=true", "train_prior.iterations=6", "train_prior.lr_decay=0.9"]),
+        (
+            "digits",
+            DIGITS,
+            [
+                "prior.whiten=true",
+                "train_prior.iterations=6",
+                "train_prior.lr_decay=0.9",
+                *FINISH,
+                "train_prior.finish=0.6",
+            ],
+        ),
         lambda settings, run, resume: train_prior(settings, run, CPU, resume),
         ["prior-diffusion-ebm.safetensors", "prior-diffusion-ebm.train.safetensors"],
     ),

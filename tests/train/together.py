@@ -44,6 +44,7 @@ def train(root: Path, updates: int) -> None:
     api.train_vae("digits", [*DIGITS, *many], runs=root, device="cpu")
     for kind in KINDS:
         settings = [*DIGITS, *many, f"prior.kind={kind}", "prior.labels=class", f"prior.whiten={kind == 'ebm'}".lower()]
+        settings += ["prior.chain=hmc", "train_prior.finish=0.5"] if kind == "ebm" else []
         api.train_prior("digits", settings, runs=root, device="cpu")
     more = [f"train_prior.iterations={updates}", "flow.persistent=true"]
     api.train_prior("digits-flow", [*FLOW, *more], runs=root, device="cpu")
