@@ -64,8 +64,8 @@ def load_spaces(
     own = load_features(path, reference.shape, device, trusted)
     if own is None and not modes:
         raise HebmError(
-            "the embedded feature network is for grey images of at most 32x32; "
-            "give one for these images, or name a mode of FID for Inception"
+            f"the embedded feature networks are for grey and RGB images, and these have {reference.shape[0]} channels; "
+            "give one for them"
         )
     networks: list[tuple[Features, dict]] = [] if own is None else [(own, {})]
     networks += [(inception.load(mode, device), {"suffix": f" ({mode})", "fd": "FID"}) for mode in dict.fromkeys(modes)]

@@ -1,9 +1,10 @@
 """Feature networks, phi: uint8 images [N, C, H, W] -> features [N, D], in which sets of images are compared.
 
-One is embedded, for small grey images (`hebmtool.metrics.embedded`); any other is a file, or Inception
-(`hebmtool.metrics.inception`).  A safetensors file (`hebmtool.metrics.networks`) is data.  TorchScript (.pt) can write
-files while it computes, and torch.export's .pt2 is unpickled when torch reads it, so these are programs: they are
-opened for who names one and says that it is trusted, and never because a run's recipe names one.
+Two are embedded, one for small grey images (`hebmtool.metrics.embedded`) and one for all others
+(`hebmtool.metrics.colour`); any other is a file, or Inception (`hebmtool.metrics.inception`).  A safetensors file
+(`hebmtool.metrics.networks`) is data.  TorchScript (.pt) can write files while it computes, and torch.export's .pt2 is
+unpickled when torch reads it, so these are programs: they are opened for who names one and says that it is trusted, and
+never because a run's recipe names one.
 """
 
 import logging
@@ -21,7 +22,7 @@ from torch import Tensor
 from hebmtool import files, ranks
 from hebmtool.console import note
 from hebmtool.errors import HebmError
-from hebmtool.metrics import embedded, networks
+from hebmtool.metrics import colour, embedded, networks
 
 BATCH = 250
 
@@ -66,7 +67,7 @@ class Features:
 def load_features(
     path: str | None, image_shape: tuple[int, int, int], device: torch.device, trusted: bool = False
 ) -> Features | None:
-    """The network at `path`; for None the embedded one if the images are grey and small, else None.
+    """The network at `path`; for None the embedded one for such images, or None where they are neither grey nor RGB.
 
     Arguments:
         trusted: whether a file that runs code may.  Where it may not, a safetensors file of the same name beside it is
@@ -76,9 +77,11 @@ def load_features(
         HebmError: the file is missing, no feature network, or one that would run code.
     """
     if path is None:
-        if image_shape[0] != 1 or max(image_shape[1:]) > 32:
+        if image_shape[0] not in (1, 3):
             return None
-        return Features(embedded.load().to(device), "embedded", device, files.digest(embedded.PATH))
+        if image_shape[0] == 1 and max(image_shape[1:]) <= 32:
+            return Features(embedded.load().to(device), "embedded", device, files.digest(embedded.PATH))
+        return Features(colour.load().to(device), "embedded colour", device, files.digest(colour.PATH))
     file = Path(path)
     if _runs_code(file) and not trusted:
         if file.is_file() and not _converted(path).is_file():

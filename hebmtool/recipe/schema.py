@@ -356,7 +356,7 @@ class Evaluate(Part):
     pixels: Literal["mean", "sample"] = Field(
         "mean", description="what of p(x|z) is compared: its mean, or a draw, as in the published code"
     )
-    features: str | None = Field(None, description="feature network, a safetensors file; none uses the embedded one")
+    features: str | None = Field(None, description="feature network, a safetensors file; none uses an embedded one")
 
 
 class Recipe(Part):

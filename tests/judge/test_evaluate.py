@@ -467,10 +467,10 @@ def test_words_that_do_not_exist_are_told_beside_those_that_do(run):
         evaluate(run, CPU, reference="valid")
 
 
-def test_colour_images_need_a_network():
-    colour = data.Images(2, (3, 8, 8), lambda indices: torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(HebmError, match="give one for these images, or name a mode of FID"):
-        load_spaces(None, [], colour, "digest", 2, CPU)
+def test_images_neither_grey_nor_rgb_need_a_network():
+    odd = data.Images(2, (2, 8, 8), lambda indices: torch.zeros(len(indices), 2, 8, 8, dtype=torch.uint8))
+    with pytest.raises(HebmError, match="these have 2 channels; give one for them"):
+        load_spaces(None, [], odd, "digest", 2, CPU)
 
 
 @pytest.mark.parametrize(

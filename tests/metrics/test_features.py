@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
 from hebmtool.errors import HebmError
 from hebmtool.metrics import embedded
 from hebmtool.metrics import features as networks
+from hebmtool.metrics.distances import frechet_distance
 from hebmtool.metrics.features import Features, load_features
 
 CPU = torch.device("cpu")
@@ -83,10 +86,47 @@ def test_features_of_the_wrong_kind(network, words):
         Features(network, "odd", CPU)(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
 
 
-def test_embedded_features_are_for_small_grey_images_only():
-    assert load_features(None, (1, 28, 28), CPU).name == "embedded"
-    assert load_features(None, (3, 32, 32), CPU) is None
-    assert load_features(None, (1, 64, 64), CPU) is None
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [((1, 28, 28), "embedded"), ((1, 64, 48), "embedded colour"), ((3, 8, 8), "embedded colour"), ((2, 8, 8), None)],
+)
+def test_which_images_an_embedded_network_is_for(shape, name):
+    found = load_features(None, shape, CPU)
+    if name is None:
+        assert found is None
+        return
+    images = torch.randint(256, (3, *shape), dtype=torch.uint8)
+    assert found.name == name and found.digest and found(images).shape == (3, 32 if name == "embedded" else 64)
+
+
+@pytest.fixture(scope="module")
+def patches():
+    """Pieces of scikit-learn's two photographs, uint8 [600, 3, 32, 32], in no order."""
+    pictures = [torch.from_numpy(picture.copy()).permute(2, 0, 1) for picture in load_sample_images().images]
+    pieces = [p.unfold(1, 32, 24).unfold(2, 32, 24).flatten(1, 2).transpose(0, 1) for p in pictures]
+    pieces = torch.cat(pieces)
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))][:600].contiguous()
+
+
+def test_colour_features_rank_degradations(patches):
+    features, (reference, images) = load_features(None, (3, 32, 32), CPU), patches.split(300)
+    reference, x = features(reference), images.float() / 255
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    ladders = {
+        "blur": [gaussian_blur(x, [13, 13], [sigma, sigma]) for sigma in (0.6, 1.0, 1.8)],
+        "noise": [x + deviation * noise for deviation in (0.05, 0.1, 0.2)],
+        "contrast": [0.5 + factor * (x - 0.5) for factor in (2, 4, 8)],
+    }
+    whole = frechet_distance(features(images), reference)
+    for name, ladder in ladders.items():
+        found = [frechet_distance(features(y.mul(255).clamp(0, 255).to(torch.uint8)), reference) for y in ladder]
+        assert whole < found[0] < found[1] < found[2], (name, whole, found)
+
+
+def test_colour_features_see_averages_of_larger_images(patches):
+    features, few = load_features(None, (3, 64, 64), CPU), patches[:4]
+    larger = few.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert np.allclose(features(larger), features(few), atol=1e-3)
 
 
 def test_embedded_network_knows_its_digits():
