@@ -52,8 +52,8 @@ def stages(recipe: "Recipe") -> None:
     if recipe.one_stage:
         if recipe.train_prior.finish:
             raise ValueError(
-                f"train_prior.finish is for priors learned on a generator that is there, and prior.kind is {prior.kind}; "
-                "remove it"
+                "train_prior.finish is for priors learned on a generator that is there, and prior.kind is "
+                f"{prior.kind}; remove it"
             )
         if recipe.flow.persistent and data.flip:
             raise ValueError("data.flip mirrors images and flow.persistent goes on with their chains; set one of them")

@@ -9,7 +9,7 @@ Only the world around it is small.  A command runs in a folder of its own where 
     runs/mnist                                          six layers, both EBMs, four labels, kept figures; the newest run
     runs/published, runs/church                         copies of it
     runs/mnist-flow                                     a flow run
-    imgs/, cats/, four/, a.png, dogs.npz, ...                  images of the run's size; a mask, feature networks, a checkpoint
+    imgs/, cats/, four/, a.png, dogs.npz, ...           images of the run's size; a mask, feature networks, a checkpoint
     latents.npz                                         of the run mnist
 
 `--run digits` is the run that comes with the package,
