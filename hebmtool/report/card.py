@@ -31,7 +31,8 @@ def card(subject: Subject, name: str) -> str:
     lines = [
         "---",
         "library_name: hebmtool",
-        "tags: [energy-based-model, hierarchical-vae, unconditional-image-generation]",
+        "pipeline_tag: unconditional-image-generation",
+        "tags: [energy-based-model, hierarchical-vae]",
         "---",
         "",
         f"# {recipe.name}",
@@ -42,7 +43,8 @@ def card(subject: Subject, name: str) -> str:
         "",
         "## Use",
         "",
-        "    pip install hebmtool",
+        "With hebmtool installed, at the command line or in Python:",
+        "",
         f"    hebm info {name}",
         f"    hebm report {name}",
         "",
@@ -60,9 +62,13 @@ def card(subject: Subject, name: str) -> str:
         *_closures(subject.found["priors"]),
         "## Recipe",
         "",
+        "<details><summary>Every key</summary>",
+        "",
         "```yaml",
         dump(recipe).strip(),
         "```",
+        "",
+        "</details>",
     ]
     return "\n".join(lines) + "\n"
 

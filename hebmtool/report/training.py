@@ -27,7 +27,8 @@ def training(subject: Subject) -> Section:
             _prior(section, run, stage, kind if run.one_stage else f"Stage two, {kind}")
     _labels(section, run, [stage for stage in stages if stage.startswith(LABEL)])
     if not section.figures:
-        section.notes.append(f"{run.metrics_path} holds no record of this run's training.")
+        found = "holds no record" if run.metrics_path.exists() else "is not there: an exported run carries no record"
+        section.notes.append(f"{run.metrics_path} {found} of the training.")
     return section
 
 

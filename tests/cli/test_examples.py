@@ -133,7 +133,7 @@ def write_images(root: Path) -> None:
     draws = np.random.default_rng(0)
     for folder in ("imgs", "cats", "four"):
         (root / folder).mkdir()
-        for i in range(5):
+        for i in range(30 if folder == "cats" else 5):
             Image.fromarray(draws.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / folder / f"{i}.png")
     for name in ("a", "mine", "another", "face"):
         shutil.copy(root / "imgs" / "0.png", root / f"{name}.png")
@@ -186,7 +186,7 @@ def make_room(words: list[str]) -> None:
         shutil.rmtree(out)
     elif out is not None:
         out.unlink(missing_ok=True)
-    if command not in ("train-vae", "train-prior"):
+    if command not in ("train-vae", "train-prior") or "--resume" in arguments:
         return
     overrides = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--set"]
     settings = recipe.load(arguments[0], overrides)
