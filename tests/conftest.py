@@ -1,9 +1,11 @@
 """Shared by the tests of every room.
 
-tiny        a folder of runs trained once a session and read by all: `digits`, two layers of which both kinds of EBM and
+made_once   makes a folder once for all the processes (`-n`) that share this run of the tests
+tiny        a folder of runs trained once and read by all: `digits`, two layers of which both kinds of EBM and
             the label `class` are trained, and `flow`, of one layer (`tiny.py` has their recipes)
 copied      a copy of that folder, to change
 hebm        the command in this process
+heard       signals as in a person's shell, whoever started the tests
 child       a process of a test's own, on one thread and killed on the way out (`children.py`); `spawn` is the command
 imgs        a folder of images of other sizes than the tiny run's, a damaged one among them
 generator   a tiny frozen tower with random weights; `make_generator` makes others
@@ -16,15 +18,21 @@ file: `toys` (small priors and generators of known density), `tiny`, `children`,
 `published` (checkpoints in NVAE's format) and `said` (how mistakes are said).
 """
 
+import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from children import Child
+from filelock import FileLock
 from pictures import grey
 from PIL import Image
 from short import shorten
@@ -79,21 +87,47 @@ def seed() -> None:
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-def listing(root: Path) -> dict[str, tuple[int, int]]:
+def listing(root: Path) -> dict[str, list[int]]:
     """Size and time of every file below, by its name."""
-    return {str(p.relative_to(root)): (p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+    return {str(p.relative_to(root)): [p.stat().st_size, p.stat().st_mtime_ns] for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="session")
-def tiny(cache, tmp_path_factory) -> Iterator[Path]:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Iterator[Path]]:
+    """`yield from made_once(name, make)`: the folder that `make` has filled, in whichever process came first.
+
+    No test may change it, which every process looks after at its end.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in that of them all
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+        folder, done = root / name, root / f"{name}.json"
+        with FileLock(root / f"{name}.lock"):
+            if not done.is_file():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+                folder.mkdir()
+                make(folder)
+                done.write_text(json.dumps(listing(folder)))
+        before = json.loads(done.read_text())
+        yield folder
+        now = listing(folder)
+        changed = {path for path in now.keys() | before.keys() if now.get(path) != before.get(path)}
+        assert not changed, f"a test changed {', '.join(sorted(changed))} of {name}, which all read: copy it"
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny(cache, made_once) -> Iterator[Path]:
     """The folder of the runs `digits` and `flow`, which no test may change."""
-    root = tmp_path_factory.mktemp("tiny")
-    train_digits(root)
-    train_flow_run(root)
-    before = listing(root)
-    yield root
-    changed = dict(listing(root).items() ^ before.items())
-    assert not changed, f"a test changed {', '.join(sorted(changed))} of the runs that all read; it should use `copied`"
+
+    def train(root: Path) -> None:
+        train_digits(root)
+        train_flow_run(root)
+
+    yield from made_once("tiny", train)
 
 
 @pytest.fixture
@@ -109,6 +143,14 @@ def short(monkeypatch) -> None:
 
 
 # The command, and other processes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built() -> Iterator[None]:
+    """The command is put together once, as in any process, and not anew for every call in this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", lru_cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture
@@ -129,7 +171,18 @@ def hebm(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture
-def child() -> Iterator[Callable[..., Child]]:
+def heard() -> Iterator[None]:
+    """Signals do what they do in a person's shell, here and in children, whoever started the tests: what a shell's `&`
+    or nohup has told to ignore SIGINT or SIGHUP would pass it on."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def child(heard) -> Iterator[Callable[..., Child]]:
     """Start a process: `child(program, *arguments, **options)`."""
     started = []
 

@@ -183,6 +183,7 @@ def test_what_is_saved_of_a_training_is_all_of_it(tmp_path):
 # Signals
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_first_signal_is_noted_and_a_further_interrupt_raises(name):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -196,18 +197,14 @@ def test_first_signal_is_noted_and_a_further_interrupt_raises(name):
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-def test_a_terminal_that_closes_stops_a_training_unless_it_was_told_not_to():
-    before = signal.getsignal(signal.SIGHUP)
+def test_a_terminal_that_closes_stops_a_training_unless_it_was_told_not_to(heard):
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.signal == "SIGHUP"
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-        with StopSignals() as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop.requested
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
 
 
 def test_outside_the_main_thread_signals_are_left_alone():
