@@ -23,6 +23,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,11 @@ def write_images(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(cache, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("world")
+def world(cache, made_once) -> Iterator[Path]:
+    yield from made_once("world", make_world)
+
+
+def make_world(root: Path) -> None:
     write_recipes(root)
     write_images(root)
     for name in ("features", "mnist_features"):
@@ -165,7 +169,6 @@ def world(cache, tmp_path_factory) -> Path:
         api.load("mnist").encode(n=4).save(root / "latents.npz")
     for name in ("published", "church"):
         shutil.copytree(runs / "mnist", runs / name)
-    return root
 
 
 @pytest.fixture

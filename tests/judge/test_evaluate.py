@@ -1,6 +1,7 @@
 """Judging a run: every prior beside its floor, uncertainty, provenance; runs side by side; the two commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -28,8 +29,23 @@ from hebmtool.use.sample import sample
 CPU = torch.device("cpu")
 N = 24  # evaluate.samples of the tiny runs
 SPEED = "seconds per 1000 images"
-SAMPLERS = ((None, None), ("underdamped", 0.2))
 NAMES = ["FD", "KID", "precision", "recall", "density", "coverage"]
+
+
+@pytest.fixture(scope="module")
+def judged(tiny, tmp_path_factory):
+    """(a copy of the run `digits`, its evaluation as it is by itself, the kinds of prior that were drawn from)."""
+    root, drawn = tmp_path_factory.mktemp("judged"), []
+
+    def counted(prior, *arguments, **options):
+        drawn.append(prior.kind)
+        return sample(prior, *arguments, **options)
+
+    shutil.copytree(tiny / "digits", root / "digits")
+    run = Run.open("digits", root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hebmtool.judge.sources.sample", counted)
+        return run, evaluate(run, CPU, command="hebm evaluate digits"), drawn
 
 
 def values(found, name):
@@ -40,8 +56,9 @@ def errors(found, name):
     return {figure.of: figure.error for figure in found.figures if figure.name == name}
 
 
-def test_every_prior_stands_beside_the_floor(run):
-    found = evaluate(run, CPU)
+def test_every_prior_stands_beside_the_floor(judged):
+    _, found, drawn = judged
+    assert drawn == ["gaussian", "ebm", "diffusion-ebm"], "each set is drawn once"
     everyone = ["gaussian", "ebm", "diffusion-ebm", "reconstructions"]
     for name in NAMES:
         assert list(values(found, name)) == everyone
@@ -53,9 +70,9 @@ def test_every_prior_stands_beside_the_floor(run):
     assert {figure.name for figure in found.figures if figure.better is None} == neutral
 
 
-def test_figures_are_those_of_the_images_themselves(run):
+def test_figures_are_those_of_the_images_themselves(judged):
     """Once more, set by set, with the whole set in memory."""
-    found = evaluate(run, CPU)
+    run, found, _ = judged
     settings = run.recipe()
     images, test = data.load(settings.data, "train"), data.load(settings.data, "test")
     features = load_features(None, images.shape, CPU)
@@ -75,8 +92,9 @@ def test_figures_are_those_of_the_images_themselves(run):
             assert values(found, figure)[name] == pytest.approx(term.mean())
 
 
-def test_distances_are_those_training_ends_with(run):
-    found, kept = evaluate(run, CPU), run.figures()["closure"]
+def test_distances_are_those_training_ends_with(judged):
+    run, found, _ = judged
+    kept = run.figures()["closure"]
     for kind in ("ebm", "diffusion-ebm"):
         for of, key in ((kind, "fd_prior"), ("gaussian", "fd_gaussian"), ("reconstructions", "fd_reconstruction")):
             assert values(found, "FD")[of] == pytest.approx(kept[kind][key], rel=1e-5)
@@ -92,29 +110,17 @@ def test_closure_is_that_of_each_prior_alone(run, seeing):
         assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
 
 
-def test_each_set_is_drawn_once(run, monkeypatch):
-    drawn = []
-
-    def counted(prior, *arguments, **options):
-        drawn.append(prior.kind)
-        return original(prior, *arguments, **options)
-
-    original = sample
-    monkeypatch.setattr("hebmtool.judge.sources.sample", counted)
-    evaluate(run, CPU)
-    assert drawn == ["gaussian", "ebm", "diffusion-ebm"]
-
-
-def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run):
-    first, second, other = (evaluate(run, CPU, "ebm", seed=seed) for seed in (None, 0, 1))
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run, judged):
+    """And a kind of prior is judged alone as it is among others."""
+    first, (second, other) = judged[1], (evaluate(run, CPU, "ebm", seed=seed) for seed in (0, 1))
     for name in [*NAMES, "closure"]:
-        assert values(first, name) == values(second, name)
-    assert values(first, "FD") != values(other, "FD")
+        assert values(second, name).items() <= values(first, name).items() and "ebm" in values(second, name)
+    assert values(second, "FD") != values(other, "FD")
     assert other.provenance["seed"] == 1
 
 
-def test_draws_of_the_pixels_are_judged_where_asked(run):
-    mean, drawn = evaluate(run, CPU, "ebm"), evaluate(run, CPU, "ebm", pixels="sample")
+def test_draws_of_the_pixels_are_judged_where_asked(run, judged):
+    mean, drawn = judged[1], evaluate(run, CPU, "ebm", pixels="sample")
     assert drawn.provenance["pixels"] == "sample" and "pixels" not in mean.provenance
     assert all(values(mean, "FD")[of] != value for of, value in values(drawn, "FD").items())
     settings = run.recipe()
@@ -128,12 +134,12 @@ def test_draws_of_the_pixels_are_judged_where_asked(run):
         evaluate(run, CPU, "ebm", pixels="samples")
 
 
-def test_one_kind_with_other_steps(run):
-    few, many = (evaluate(run, CPU, "ebm", steps=steps, samples=20) for steps in (None, 9))
-    assert list(values(few, "FD")) == ["gaussian", "ebm", "reconstructions"]
+def test_one_kind_with_other_steps(run, judged):
+    few, many = judged[1], evaluate(run, CPU, "ebm", steps=9)
+    assert list(values(many, "FD")) == ["gaussian", "ebm", "reconstructions"]
     assert values(few, "FD")["gaussian"] == values(many, "FD")["gaussian"]
     assert values(few, "FD")["ebm"] != values(many, "FD")["ebm"]
-    assert many.provenance["steps"] == 9 and many.provenance["samples"] == 20
+    assert many.provenance["steps"] == 9 and many.provenance["samples"] == N
 
 
 def test_fast_draws_as_sampling_does(run):
@@ -160,8 +166,11 @@ def test_what_is_said_of_the_gaussian_prior_is_said_once(run):
     assert elbo == ["gaussian", "ebm", "diffusion-ebm"]
 
 
-def test_what_diagnoses_a_prior_is_judged_with_it(hebm, copied):
-    """Nothing made shorter: what the two-sample tests learn on the way included."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_diagnoses_a_prior_is_judged_with_it(hebm, copied, request, whole):
+    """What the two-sample tests learn on the way included; with --slow nothing is made shorter."""
+    if not whole:
+        request.getfixturevalue("short")
     arguments = ("--runs", copied, "--prior", "ebm", "--samples", 20, "--likelihood", "--diagnose", "--json")
     status, out, err = hebm("evaluate", "digits", *arguments)
     assert status == 0, err
@@ -175,15 +184,15 @@ def test_what_diagnoses_a_prior_is_judged_with_it(hebm, copied):
     ]
 
 
-def test_another_chain_draws_other_images_of_the_same_prior(run):
-    own, other = (evaluate(run, CPU, samples=20, chain=chain, theta=theta) for chain, theta in SAMPLERS)
+def test_another_chain_draws_other_images_of_the_same_prior(run, judged):
+    own, other = judged[1], evaluate(run, CPU, chain="underdamped", theta=0.2)
     assert values(own, "FD")["gaussian"] == values(other, "FD")["gaussian"]
     assert all(values(own, "FD")[kind] != values(other, "FD")[kind] for kind in ("ebm", "diffusion-ebm"))
     assert "sampler" not in own.provenance and "chain" not in own.lines()[1]
     assert other.provenance["sampler"] == {"chain": "underdamped", "theta": 0.2}
     assert other.lines()[1].endswith("chain underdamped, theta 0.2") and kept(run)[0].provenance == other.provenance
     prior = load_prior(run, "ebm", CPU).using(chain="underdamped", theta=0.2)
-    images = torch.cat(list(sample(prior, 20, draw_seed(run.recipe()), BATCH)))
+    images = torch.cat(list(sample(prior, N, draw_seed(run.recipe()), BATCH)))
     reference = data.load(run.recipe().data, "test")
     features = load_features(None, images.shape[1:], CPU)
     expected = distances.frechet_distance(features(images), features(reference.batch(range(len(reference)))))
@@ -369,8 +378,8 @@ def test_fid_of_a_prior_is_cleanfids_of_its_samples(run, network, cleanfid):
 # Kept figures, and runs side by side
 
 
-def test_figures_are_kept_with_what_they_were_made_with(run):
-    found = evaluate(run, CPU, command="hebm evaluate digits")
+def test_figures_are_kept_with_what_they_were_made_with(judged):
+    run, found, _ = judged
     there = run.figures()["evaluate"]
     assert there["figures"][0]["value"] == pytest.approx(found.figures[0].value, rel=1e-5)
     assert there["provenance"] == found.provenance == json.loads(json.dumps(found.provenance))

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from short import shorten
+from short import SIZES, shorten
 
 from hebmtool import data, picture
 from hebmtool.errors import HebmError
 from hebmtool.metrics.figures import Figure
 from hebmtool.prior import Gaussian
+from hebmtool.report import drawn as drawing
 from hebmtool.report import report, sections
 from hebmtool.report.drawn import samples
 from hebmtool.report.measured import evaluation
@@ -31,6 +33,7 @@ from hebmtool.use.sample import sample
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("short")
+GRID = SIZES[drawing]["GRID"]  # images drawn of each prior
 VOID = {"img", "meta", "br", "hr", "input", "link"}
 
 
@@ -90,11 +93,17 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def pages(tiny) -> dict[str, str]:
+def pages(tiny, made_once) -> Iterator[dict[str, str]]:
     """Of a run of two layers, both EBMs and the label `class`, and of a flow run."""
-    with pytest.MonkeyPatch.context() as patch:
-        shorten(patch)
-        return {name: report(Run(tiny / name), CPU) for name in ("digits", "flow")}
+
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            shorten(patch)
+            for name in ("digits", "flow"):
+                (root / name).write_text(report(Run(tiny / name), CPU), "utf-8")
+
+    for root in made_once("pages", make):
+        yield {path.name: path.read_text("utf-8") for path in root.iterdir()}
 
 
 @pytest.fixture(params=["digits", "flow"])
@@ -207,7 +216,7 @@ def test_a_flow_run_has_the_sections_that_say_something_of_one_layer(pages, tiny
 def test_a_flow_draws_from_the_noise_of_its_gaussian(pages, tiny):
     prior = load_prior(Run(tiny / "flow"), "flow", CPU)
     for found, drawn in zip(Page(pages["flow"]).images("samples"), (Gaussian(prior.generator), prior), strict=False):
-        images = torch.cat(list(sample(drawn, 64)))
+        images = torch.cat(list(sample(drawn, GRID)))
         np.testing.assert_array_equal(np.asarray(found), np.asarray(picture.grid(images, 8)))
 
 
@@ -224,12 +233,13 @@ def test_grids_are_the_samples_of_the_seed_and_test_images_below_reconstructions
     run = Run(tiny / "digits")
     *drawn, pairs = (np.asarray(image) for image in Page(pages["digits"]).images("samples"))
     for found, kind in zip(drawn, ("gaussian", "ebm", "diffusion-ebm"), strict=True):
-        images = torch.cat(list(sample(load_prior(run, kind, CPU), 64)))
+        images = torch.cat(list(sample(load_prior(run, kind, CPU), GRID)))
         np.testing.assert_array_equal(found, np.asarray(picture.grid(images, 8)))
-    test = np.asarray(picture.grid(data.load(run.recipe().data, "test").batch(range(32)), 8))
-    height = (test.shape[0] - picture.GAP) // 4
-    rows = [pairs[i * height : (i + 1) * height] for i in range(8)]
-    np.testing.assert_array_equal(np.concatenate(rows[1::2]), test[: 4 * height])
+    test = np.asarray(picture.grid(data.load(run.recipe().data, "test").batch(range(GRID // 2)), 8))
+    pairs_of_rows = GRID // 2 // 8
+    height = (test.shape[0] - picture.GAP) // pairs_of_rows
+    rows = [pairs[i * height : (i + 1) * height] for i in range(2 * pairs_of_rows)]
+    np.testing.assert_array_equal(np.concatenate(rows[1::2]), test[: pairs_of_rows * height])
     assert all((a != b).any() for a, b in zip(rows[::2], rows[1::2], strict=True))
 
 
