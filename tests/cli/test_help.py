@@ -1,13 +1,11 @@
 """What a person asks a command about itself: help at every width, the version, completion; and how soon it answers."""
 
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 import typer
-from children import ONE_THREAD
 
 from hebmtool.cli.main import COMMANDS as MAIN
 from hebmtool.cli.main import app
@@ -42,8 +40,12 @@ def as_shown(text: str) -> str:
     return " ".join(text.replace("`", "").split())
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", COMMANDS)
+# Every command at the narrowest, where most lines are cut, and at one width more, in turn: a command's text and a width
+# meet in lines that are laid out by the same rule.
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [(name, width) for i, name in enumerate(COMMANDS) for width in (WIDTHS[0], WIDTHS[1 + i % (len(WIDTHS) - 1)])],
+)
 def test_paragraphs_fill_their_lines_and_examples_keep_theirs(text, name, width):
     lines = text(width, name)
     assert max(map(len, lines)) <= width
@@ -89,14 +91,23 @@ def test_the_version(hebm):
 # Completion
 
 
-def complete(words: str, cwd=None) -> list[str]:
+@pytest.fixture
+def complete(hebm, monkeypatch):
     """What bash would be told after these words."""
-    environment = {"_HEBM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    command = [sys.executable, "-m", "hebmtool"]
-    done = subprocess.run(
-        command, env=os.environ | ONE_THREAD | environment, cwd=cwd, capture_output=True, text=True, timeout=600
-    )
-    return done.stdout.split()
+
+    def ask(words: str) -> list[str]:
+        for name, value in completing(words).items():
+            monkeypatch.setenv(name, value)
+        status, out, err = hebm()
+        assert status == 0 and err == ""
+        return out.split()
+
+    return ask
+
+
+def completing(words: str) -> dict[str, str]:
+    """What bash puts into the environment."""
+    return {"_HEBM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
 
 
 @pytest.mark.parametrize(
@@ -110,11 +121,16 @@ def complete(words: str, cwd=None) -> list[str]:
         ("hebm diagnose --only two", ["two-sample"]),
     ],
 )
-def test_words_are_completed(words, expected):
+def test_words_are_completed(complete, words, expected):
     assert complete(words) == expected
 
 
-def test_runs_are_completed(tiny):
+def test_bash_itself_asks_a_process_of_its_own(child):
+    status, out, _ = child(sys.executable, "-m", "hebmtool", env=completing("hebm hier")).finish()
+    assert (status, out.split()) == (0, ["hier-sample"])
+
+
+def test_runs_are_completed(complete, tiny):
     assert complete(f"hebm sample --runs {tiny} --run di") == ["digits"]
     assert complete(f"hebm info --runs {tiny} ") == ["digits", "flow"]
 

@@ -3,12 +3,11 @@ and a wrong request is told before torch is imported."""
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from children import ONE_THREAD
+from children import one_by_one
 from said import one_sentence
 
 WRONG = [
@@ -76,58 +75,47 @@ FAILED = [
 # That a kind of prior has nothing to learn is its class's to know, which needs torch.
 LATE = [(["train-prior", "digits", "--set", "prior.kind=gaussian"], 2, ["gaussian", "no training"])]
 ALL = [(arguments, 2, words) for arguments, words in WRONG] + [(arguments, 1, words) for arguments, words in FAILED]
+ASKED = [["--help"], ["--version"], ["sample", "--help"], ["recipes"], ["recipes", "show", "digits"]]
+
+
+@pytest.fixture(scope="module")
+def told(tiny, made_once):
+    """What each of these is answered, by its words, and whether torch had been imported by then: in one process, which
+    torch, once imported, would be seen in for ever after."""
+
+    def ask(root):
+        (root / "here").mkdir()
+        commands = [*ASKED, *(arguments for arguments, *_ in ALL + LATE)]
+        found = one_by_one([(words, {}) for words in commands], env={"HEBM_RUNS": tiny}, cwd=root / "here")
+        answers = dict(zip(map(" ".join, commands), found, strict=True))
+        assert len(answers) == len(commands) and not list((root / "here").iterdir())
+        (root / "told.json").write_text(json.dumps(answers))
+
+    for folder in made_once("mistakes", ask):
+        yield json.loads((folder / "told.json").read_text())
 
 
 @pytest.mark.parametrize(("arguments", "status", "words"), ALL + LATE)
-def test_mistakes_are_one_sentence(hebm, tiny, tmp_path, monkeypatch, arguments, status, words):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HEBM_RUNS", str(tiny))
-    found, out, err = hebm(*arguments)
+def test_mistakes_are_one_sentence_before_torch_is_imported(told, arguments, status, words):
+    found, out, err, torch_imported = told[" ".join(arguments)]
     message = one_sentence(err)
-    assert found == status, message
+    assert found == status and out == "", message
     assert all(word in message for word in words), message
-    assert out == "" and not list(tmp_path.iterdir())
+    assert torch_imported is ((arguments, status, words) in LATE)
 
 
-ASKED = [["--help"], ["--version"], ["sample", "--help"], ["recipes"], ["recipes", "show", "digits"]]
-WITHOUT_TORCH = """
-import contextlib, io, json, sys
-from hebmtool.cli.main import main
-for arguments in json.load(sys.stdin):
-    sys.argv = ["hebm", *arguments]
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            main()
-        except SystemExit as stopped:
-            status = stopped.code
-    assert "torch" not in sys.modules, arguments
-    print(status)
-"""
+@pytest.mark.parametrize("arguments", ASKED, ids=" ".join)
+def test_what_is_asked_is_answered_without_torch(told, arguments):
+    status, out, err, torch_imported = told[" ".join(arguments)]
+    assert (status, err, torch_imported) == (0, "", False) and out
 
 
-def without_torch(arguments: list[list[str]], **environment: object) -> list[int]:
-    """The exit status of each, all in one process that must never import torch."""
-    environment = os.environ | ONE_THREAD | {key: str(value) for key, value in environment.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH],
-        **{"input": json.dumps(arguments), "env": environment, "capture_output": True, "text": True, "timeout": 600},
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(line) for line in done.stdout.splitlines()]
-
-
-def test_a_wrong_request_is_told_before_torch_is_imported(tiny):
-    found = without_torch([*ASKED, *(arguments for arguments, _, _ in ALL)], HEBM_RUNS=tiny)
-    assert found == [0] * len(ASKED) + [status for _, status, _ in ALL]
-
-
-def test_runs_are_compared_without_torch(hebm, copied):
-    status, _, err = hebm("evaluate", "digits", "--runs", copied, "--samples", 24)
+def test_runs_are_compared_without_torch(heard, hebm, copied):
+    status, _, err = hebm("evaluate", "digits", "--runs", copied, "--prior", "gaussian", "--samples", 8)
     assert status == 0, err
-    assert (
-        without_torch([["compare", "digits", *form] for form in ([], ["--json"], ["--markdown"])], HEBM_RUNS=copied)
-        == [0] * 3
-    )
+    forms = ([], ["--json"], ["--markdown"])
+    found = one_by_one([(["compare", "digits", *form], {"HEBM_RUNS": copied}) for form in forms])
+    assert [(status, imported) for status, _, _, imported in found] == [(0, False)] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -156,8 +144,8 @@ def test_a_reader_that_went_away_is_no_failure(child):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_standard_output_is_a_sentence(child, tiny):
+def test_a_full_standard_output_is_a_sentence(child):
     with open("/dev/full", "w") as full:
-        process = child(sys.executable, "-m", "hebmtool", "info", "digits", "--runs", tiny, stdout=full)
+        process = child(sys.executable, "-m", "hebmtool", "recipes", "show", "digits", stdout=full)
         status, _, err = process.finish()
     assert status == 1 and "No space left" in one_sentence(err)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from children import one_by_one
 from hub import TOKEN, Hub, sha
 from PIL import Image
 
@@ -21,12 +22,13 @@ def hub():
 
 
 @pytest.fixture
-def elsewhere(hub, spawn, tmp_path):
-    """The command in a process of its own: where the hub is, is read when its client is imported."""
+def elsewhere(hub, heard, tmp_path):
+    """`elsewhere(*commands, **environment)`: commands in a process of their own, for where the hub is, is read when its
+    client is imported; each as (arguments, more of its environment).  Exit status, stdout and stderr of each."""
 
-    def run(*arguments, **env):
-        settings = {"HF_ENDPOINT": hub.address, "HF_HOME": tmp_path / "hf", "HF_TOKEN": TOKEN} | env
-        return spawn(*arguments, env=settings, cwd=tmp_path).finish()
+    def run(*commands, **environment):
+        settings = {"HF_ENDPOINT": hub.address, "HF_HOME": tmp_path / "hf", "HF_TOKEN": TOKEN} | environment
+        return [found[:3] for found in one_by_one(commands, env=settings, cwd=tmp_path)]
 
     return run
 
@@ -35,30 +37,32 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def draw(run, name):
+    return ("sample", "--run", run, "-n", 3, "--out", f"{name}.npz"), {"HF_TOKEN": ""}
+
+
 def test_a_run_goes_to_the_hub_and_comes_back_bit_for_bit(elsewhere, hub, tiny, tmp_path):
-    status, out, err = elsewhere("push", tiny / "digits", "somebody/digits")
-    assert (status, out) == (0, f"{hub.address}/somebody/digits\n"), err
+    there = "hf://somebody/digits"
+    pushed, pulled, *drawn, found, absent = elsewhere(
+        *((("push", tiny / "digits", "somebody/digits"), {}), (("pull", "somebody/digits"), {})),
+        *(draw(tiny / "digits", "own"), draw(there, "hub")),
+        *((("info", f"{there}@{revision}"), {}) for revision in (sha(1), "absent")),
+    )
+    assert pushed[:2] == (0, f"{hub.address}/somebody/digits\n"), pushed
     sent = {name: content for name, content in hub.repositories["somebody/digits"][-1].items() if name[0] != "."}
     assert {"recipe.yaml", "README.md", "generator.safetensors", "prior-ebm.safetensors", "samples.png"} <= set(sent)
     assert not any(".train." in name for name in sent)
-
-    status, out, err = elsewhere("pull", "somebody/digits")
-    assert status == 0, err
-    assert files(type(tmp_path)(out.strip())) == sent
-    before = len(hub.asked)
-    drawn = {}
-    for name, where in {"own": tiny / "digits", "hub": "hf://somebody/digits"}.items():
-        status, _, err = elsewhere("sample", "--run", where, "-n", 3, "--out", f"{name}.npz", HF_TOKEN="")
-        assert status == 0, err
-        drawn[name] = (tmp_path / f"{name}.npz").read_bytes()
-    assert drawn["own"] == drawn["hub"]
+    assert pulled[0] == 0, pulled
+    assert files(type(tmp_path)(pulled[1].strip())) == sent
+    assert [status for status, *_ in drawn] == [0, 0], drawn
+    assert (tmp_path / "own.npz").read_bytes() == (tmp_path / "hub.npz").read_bytes()
     # What is here is not fetched again.
-    assert not [asked for asked in hub.asked[before:] if asked.startswith("GET") and "/resolve/" in asked]
-    assert elsewhere("info", f"hf://somebody/digits@{sha(1)}")[0] == 0
-    assert "not at that revision" in elsewhere("info", "hf://somebody/digits@absent")[2]
+    fetched = [asked for asked in hub.asked if asked.startswith("GET") and "/resolve/" in asked]
+    assert len(fetched) == len(set(fetched)) >= len(sent)
+    assert found[0] == 0 and "not at that revision" in absent[2]
     # Nor is a network needed for it.
-    status, _, err = elsewhere("info", "hf://somebody/digits", HF_HUB_OFFLINE="1")
-    assert status == 0, err
+    [again] = elsewhere((("pull", "somebody/digits"), {}), HF_HUB_OFFLINE="1")
+    assert again[:2] == pulled[:2], again
 
 
 def test_what_goes_wrong_is_a_sentence(elsewhere, tiny):
@@ -67,11 +71,12 @@ def test_what_goes_wrong_is_a_sentence(elsewhere, tiny):
         (("pull", "somebody/absent"), {}, 1, "no run hf://somebody/absent"),
         (("info", "hf://somebody/absent"), {}, 1, "no run hf://somebody/absent"),
         (("push", tiny / "digits", "somebody/other"), {"HF_TOKEN": "wrong"}, 1, "refuses|may not|who asks"),
-        (("pull", "somebody/absent"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot be reached"),
     ]
-    for words, env, expected, said in cases:
-        status, out, err = elsewhere(*words, **env)
-        assert (status, out) == (expected, ""), (words, err)
+    told = elsewhere(*((words, more) for words, more, *_ in cases))
+    told += elsewhere((("pull", "somebody/absent"), {}), HF_ENDPOINT="http://127.0.0.1:9")
+    expected = [*((status, said) for *_, status, said in cases), (1, "cannot be reached")]
+    for (status, out, err), (as_expected, said) in zip(told, expected, strict=True):
+        assert (status, out) == (as_expected, ""), err
         assert re.search(said, err) and "Traceback" not in err and len(err.splitlines()) == 1, err
 
 
