@@ -41,6 +41,10 @@ PICTURES = {
     "[red]a.png": r"\[red\]a.png",
     "~nosuchuser/a.png": "does not exist",
 }
+READERS = (("ood-score", "--layer", "0"), ("reconstruct", "--fit"), ("hier-sample", "--layer", "1", "--from"))
+"""Commands that read pictures, all by one decoder: every picture is read by one of them, in turn, and the `LIKELY` ones
+by each."""
+LIKELY = ("words.png", "cut.png", "none", "absent.png", "absent", "")
 ARRAYS = {
     "float.npz": "must be uint8",
     "empty-x.npz": "N of at least 1",
@@ -325,10 +329,9 @@ def _of(command: str, name: str) -> tuple[str, ...]:
 
 def entries() -> list[Entry]:
     found: list[Entry] = []
-    for name, words in PICTURES.items():
-        found.append((("ood-score", name, "--layer", "0"), 1, words))
-        found.append((("reconstruct", "--fit", name), 1, words))
-        found.append((("hier-sample", "--layer", "1", "--from", name), 1, words))
+    for i, (name, words) in enumerate(PICTURES.items()):
+        ways = READERS if name in LIKELY else READERS[i % len(READERS) :][:1]
+        found += [((*way, name), 1, words) for way in ways]
     for name, words in ARRAYS.items():
         found.append((("ood-score", name, "--layer", "0"), 1, words))
         found.append((("train-vae", "digits", *_sets("name=new", "data.source=array", f"data.path={name}")), 1, words))
