@@ -143,13 +143,15 @@ def test_paths_are_stored_absolute(images, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["~nosuchuser", "~nosuchuser/images"])
-def test_a_home_that_does_not_exist_is_told(path, hebm, monkeypatch):
+def test_a_home_that_does_not_exist_is_told(path, hebm, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(HebmError, match="begins with a home folder that does not exist"):
         expanded(path)
     for source in ("array", "folder", "mnist", "lsun"):
         words = ("--set", f"data.source={source}", "--set", f"data.path={path}")
         status, _, err = hebm("train-vae", "digits", *words)
         assert status == 1 and "home folder" in one_sentence(err)
+    assert not list(tmp_path.iterdir())
     assert expanded("~").is_absolute() and str(expanded("a~b")) == "a~b"
 
 
