@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ every_file = pytest.mark.parametrize("name", FILES)
 every_library_file = pytest.mark.parametrize("name", LIBRARY)
 
 
+@cache
 def parsed(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text())
 
