@@ -137,6 +137,7 @@ def test_runs_are_completed(complete, tiny):
 
 def test_the_script_of_completion_is_shown(hebm, monkeypatch):
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setattr(typer.main, "get_command", typer.main.get_command.__wrapped__)  # which reads it, anew
     status, out, err = hebm("--show-completion", "bash")
     assert status == 0, err
     assert "_HEBM_COMPLETE=complete_bash" in out

@@ -160,7 +160,7 @@ def test_fast_samples_are_not_what_diagnoses_judge(run):
         evaluate(run, CPU, fast=True, parts=("likelihood",))
 
 
-def test_what_is_said_of_the_gaussian_prior_is_said_once(run):
+def test_what_is_said_of_the_gaussian_prior_is_said_once(run, short):
     found = evaluate(run, CPU, samples=20, parts=["likelihood"]).figures
     elbo = [figure.of for figure in found if figure.name == "ELBO"]
     assert elbo == ["gaussian", "ebm", "diffusion-ebm"]
