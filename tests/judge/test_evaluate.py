@@ -222,7 +222,7 @@ def test_a_flow_is_judged_beside_its_floor(flow):
     assert errors(several, "FD")["reconstructions"] > 0 and values(several, "FD")["flow"] != fd[1]
 
 
-def test_what_has_no_meaning_for_a_flow_is_one_sentence(flow, capsys):
+def test_what_has_no_meaning_for_a_flow_is_one_sentence(flow, short, capsys):
     found = evaluate(flow, CPU, samples=20, parts=PARTS)
     assert "two-sample accuracy" in {figure.name for figure in found.figures}
     assert [line.partition(" can")[0] for line in capsys.readouterr().err.splitlines()] == [
