@@ -10,6 +10,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def check_python(words: list[str], monkeypatch) -> None:
         assert all((ROOT / word).exists() for word in words[2:] if word.startswith("tests"))
     elif words[:2] == ["-m", "hebmtool.metrics.networks"]:
         assert [Path(word).suffix for word in words[2:]] == [".pt", ".safetensors"]
+    elif words[0] == "-m":
+        assert find_spec(words[1])
     else:
         check_script(ROOT / words[0], words[1:], monkeypatch)
 
