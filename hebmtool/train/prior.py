@@ -34,7 +34,7 @@ Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
 MAY_CHANGE = (
-    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed"),
+    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "finish"),
     *("label_iterations", "label_lr"),
     *HOUSEKEEPING,
 )
@@ -244,7 +244,7 @@ def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
 
 def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
     """The keys of the sampler, where nothing was learned with it: no chain is run, nor gives F its scale."""
-    if new.prior.objective in RUN_CHAINS or new.train_prior.finish:
+    if new.prior.objective in RUN_CHAINS or old.train_prior.finish:
         return ()
     rescaled = (type(make_chain(each.prior)).scale is not Chain.scale for each in (old, new))
     return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast")

@@ -188,9 +188,14 @@ def test_resuming_is_held_to_what_was_trained(tiny, tmp_path, case, override):
 def test_more_updates_go_on_from_a_finished_prior(tiny, tmp_path):
     of_stage_one(tiny, tmp_path, [])
     run = Run(tmp_path / "digits")
-    for iterations, resume in ((2, False), (5, True)):
-        settings = recipe.load("digits", [*DIGITS, "prior.kind=ebm", f"train_prior.iterations={iterations}"])
-        train_prior(settings, run, CPU, resume)
+    for iterations, *more in ((2,), (5, *FINISH, "train_prior.finish=0.4")):
+        settings = recipe.load("digits", [*DIGITS, "prior.kind=ebm", f"train_prior.iterations={iterations}", *more])
+        train_prior(settings, run, CPU, resume=bool(more))
         assert checkpoint.header(run.prior_path("ebm")).step == iterations
     losses = [record["loss"] for record in run.metrics("train-prior ebm")]
     assert len(losses) >= 3 and np.isfinite(losses).all()
+    # It may also be finished against its own draws, which it had not been; the chain that did so is then its own.
+    assert ["own_gap" in record for record in run.metrics("train-prior ebm")] == [False, True, True]
+    settings.prior.steps = 4
+    with pytest.raises(HebmError, match="was trained with prior.steps"):
+        train_prior(settings, run, CPU, True)
