@@ -51,7 +51,7 @@ def explain(error: BaseException, debug: bool, options: Collection[str] = ()) ->
             return 2
         say(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
         return error.exit_code
-    if isinstance(error, BrokenPipeError) and _unread_stdout():
+    if isinstance(error, BrokenPipeError) and error.filename is None and _unread_stdout():
         _discard_stdout()  # the reader went away, as `head` does
         return 0
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _interrupted(error):
@@ -98,6 +98,9 @@ def _unread_stdout() -> bool:
     """Whether standard output is a pipe that nobody reads: other pipes break too, and that is a failure."""
     watched = select.poll()
     try:
+        # Rich, which writes help, has by then put the null device in the pipe's place.
+        if os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(os.devnull)):
+            return True
         watched.register(sys.stdout.fileno(), 0)
     except (AttributeError, OSError, ValueError):  # there is none, or none of the system's
         return False

@@ -182,7 +182,7 @@ def here(world, tmp_path, monkeypatch) -> Path:
 def make_room(words: list[str]) -> None:
     """Take away what a command is to make."""
     command, *arguments = words
-    if command == "recipes" and arguments[0] == "new":
+    if command == "recipes" and "new" in arguments:
         Path(f"{arguments[1]}.yaml").unlink()
     out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
     if out is not None and out.is_dir():
