@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hebmtool.compute import uncast
 from hebmtool.generator.layers import FixedConvolution, transposed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,7 +100,7 @@ class SpectralLinear(SpectralConv):
         super().fix(torch.float32)
 
     def forward(self, x: Tensor, standard: Standard | None = None) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x.device):
             return super().forward(x.float()[:, :, None, None])[:, :, 0, 0]
 
 

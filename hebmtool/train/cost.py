@@ -22,14 +22,18 @@ from hebmtool.errors import UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.prior import KINDS, Prior, make_prior
+from hebmtool.prior.labels import CLASS, LabelEnergy, chosen_layers
 from hebmtool.prior.objectives import RUN_CHAINS
+from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
-from hebmtool.train import vae
+from hebmtool.train import labels, vae
 from hebmtool.train.joint import joint_loss
 
 META = torch.device("meta")
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
 SHAPES |= {"cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
+CLASSES = 10
+"""Of every source whose classes are known without looking; of the others an assumption, which moves little."""
 STATE_COPIES = 2
 """What Adam and Adamax keep for each parameter."""
 
@@ -139,7 +143,7 @@ def stages(recipe: Recipe, device: torch.device = META) -> list[Stage]:
     if KINDS[recipe.prior.kind].learned:
         with device:
             found.append(_prior(recipe, Tower(recipe.generator, shape, recipe.data.bits).eval(), shape))
-    return found
+    return found + [_label(recipe, name, shape, device) for name in recipe.prior.labels]
 
 
 def _vae(recipe: Recipe, generator: Tower, shape: tuple[int, int, int]) -> Stage:
@@ -178,6 +182,21 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> Stage:
     about = (f"train-prior {kind}", config.iterations, config.batch_size, config.precision, held, learned, loss, shape)
     steps = recipe.prior.steps if config.joint or recipe.prior.objective in RUN_CHAINS else 0
     return Stage(*about, generator.device, steps, with_steps)
+
+
+def _label(recipe: Recipe, name: str, shape: tuple[int, int, int], device: torch.device) -> Stage:
+    config, schedule = recipe.train_prior, Schedule(recipe.prior.levels).on(device)
+    with device:
+        generator = Tower(recipe.generator, shape, recipe.data.bits).eval().frozen()
+        values = range(CLASSES if name == CLASS else 2)
+        chosen = chosen_layers(generator, recipe.prior.label_layers)
+        label = LabelEnergy(name, values, schedule.T, generator, recipe.prior.energy, chosen)
+
+    def loss(x: Tensor) -> Tensor:
+        return labels.objective(label, generator, schedule, x, torch.zeros(len(x), dtype=torch.long, device=device))[0]
+
+    about = (f"train-prior label {name}", config.label_iterations, config.batch_size, generator.precision)
+    return Stage(*about, [generator, label], label, loss, shape, device)
 
 
 def _one_stage(recipe: Recipe, device: torch.device) -> Stage:

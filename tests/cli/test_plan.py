@@ -6,12 +6,14 @@ from tiny import DIGITS, options
 
 
 def test_a_plan_has_every_stage_in_words_and_as_json(hebm):
-    small = options([*DIGITS, "prior.labels=[]"])
+    small = options([*DIGITS, "prior.labels=[class]"])
     status, out, err = hebm("plan", "digits", *small, "--gpus", 2, "--gpu", "a100", "--json")
     assert status == 0, err
     found = json.loads(out)
     assert (found["latent_dimensions"], found["layers"], found["gpu"], found["gpus"]) == (40, 2, "a100", 2)
-    assert [stage["stage"] for stage in found["stages"]] == ["train-vae", "train-prior diffusion-ebm"]
+    assert [stage["stage"] for stage in found["stages"]] == [
+        *("train-vae", "train-prior diffusion-ebm", "train-prior label class")
+    ]
     for stage in found["stages"]:
         assert stage["flops_per_update"] > stage["flops_per_image"] > 0 < stage["memory"]
         seconds = stage["flops_per_update"] / (2 * 19.5e12 * 0.2)

@@ -48,6 +48,11 @@ def test_a_chain_counts_by_its_steps():
     assert flops[1] - flops[0] == found.flops_per_step * stage.batch > 0
 
 
+def test_the_published_networks_are_counted_too():
+    published = ["prior.energy.form=published", "prior.objective=recovery", "train_prior.precision=bf16"]
+    assert cost.cost(stages(recipe.load("digits", [*DIGITS, *published]))[1]).flops_per_step > 0
+
+
 def test_memory_is_what_lives_at_once():
     with Live(META) as live:
         a = torch.empty(1000, device=META)
@@ -75,6 +80,9 @@ def test_every_stage_is_counted_at_its_recipe():
     vae, prior = stages(recipe.load("digits", DIGITS))
     assert (vae.name, vae.updates, vae.batch) == ("train-vae", 5, 16)
     assert (prior.name, prior.updates, prior.batch) == ("train-prior diffusion-ebm", 3, 8)
+    *_, label = stages(recipe.load("digits", [*DIGITS, "prior.labels=[class]"]))
+    assert (label.name, label.updates, label.batch) == ("train-prior label class", 2, 8)
+    assert cost.cost(label).flops > 0 and label.learned.values == list(range(10))
     [flow] = stages(recipe.load("digits-flow", FLOW))
     assert flow.steps == 3 and flow.parameters > 0
     assert image_shape(recipe.load("cifar10")) == (3, 32, 32)
