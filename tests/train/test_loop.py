@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import train_digits
+from tiny import DIGITS, train_digits
 from torch import nn
 
+from hebmtool import rows
 from hebmtool.errors import HebmError
-from hebmtool.recipe import Recipe, TrainPrior
+from hebmtool.generator import Tower
+from hebmtool.generator.layers import SpectralPenalty
+from hebmtool.recipe import Recipe, TrainPrior, load
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
+from hebmtool.train import vae
 from hebmtool.train.loop import Ema, Updates, load_training, save_training, warm_cosine
 from hebmtool.train.stopping import StopSignals
 
@@ -225,6 +229,31 @@ def learned(tiny_like: Path, stage: str, *overrides: str) -> dict[str, torch.Ten
     run = train_digits(tiny_like, *overrides, kinds=("diffusion-ebm",) if stage == "prior" else ())
     path = run.prior_train_path("diffusion-ebm") if stage == "prior" else run.generator_train_path
     return {key: value for key, value in checkpoint.load(path)[0].items() if key.startswith("model.")}
+
+
+def gradients_of_stage_one(accumulate: int, training: bool) -> torch.Tensor:
+    """Of one batch in so many turns, BatchNorms with statistics of the images they see, or with those they have."""
+    settings = load("digits", [*DIGITS, "train_vae.kl_balance=false"])
+    torch.manual_seed(0)
+    generator = Tower(settings.generator, (1, 8, 8)).train()
+    x = torch.rand(12, 1, 8, 8) * torch.linspace(0, 1, 12)[:, None, None, None]  # each turn's are of another mean
+    for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.train(training)
+    penalty, sizes = SpectralPenalty(generator), vae.pixels(generator)
+    for part in rows.parts(len(x), accumulate):
+        torch.manual_seed(1)
+        with rows.computing(part):
+            loss, _, _ = vae.objective(generator, penalty, settings.train_vae, 1.0, sizes, x[part.rows])
+            (part.share * loss).backward()
+    return torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None])
+
+
+def test_turns_of_stage_one_add_up_to_its_gradient_but_for_batchnorm():
+    apart = []
+    for training in (False, True):
+        whole, turns = (gradients_of_stage_one(n, training) for n in (1, 3))
+        apart.append((turns - whole).norm() / whole.norm())
+    assert apart[0] < 1e-5 and apart[1] > 1e-3
 
 
 @pytest.mark.parametrize(

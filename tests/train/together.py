@@ -1,11 +1,14 @@
-"""One process of several, or the only one, that trains the runs of `tiny` and uses them: `together.py ROOT UPDATES`.
+"""One process of several, or the only one, that trains the runs of `tiny` and uses runs: `together.py ROOT UPDATES
+[OTHER]`.
 
 Writes, below ROOT, the runs; `seen-RANK.json`, digests of the images that its updates read; and `used.npz`, what
-sampling, scoring and judging came to.
+sampling, scoring and judging came to on these runs, or, where OTHER is given, on those below it.  A copy of OTHER's
+run `digits` is trained on below ROOT/resumed.
 """
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,10 +16,12 @@ import numpy as np
 import torch
 from tiny import DIGITS, FLOW, LATENT
 
-from hebmtool import api, data, ranks
+from hebmtool import api, data, ranks, rows
+from hebmtool.generator.norm import BatchNorm
 from hebmtool.train.loop import Updates
 
 KINDS = ("ebm", "diffusion-ebm")
+FREE = ["train_vae.free_nats=0.1"]
 
 
 def watched(seen: list[str]) -> None:
@@ -40,7 +45,7 @@ def watched(seen: list[str]) -> None:
 
 def train(root: Path, updates: int) -> None:
     many = [f"train_vae.iterations={updates}", f"train_prior.iterations={updates}"]
-    many += [f"train_prior.label_iterations={updates}", "train_vae.free_nats=0.1"]
+    many += [f"train_prior.label_iterations={updates}", *FREE]
     api.train_vae("digits", [*DIGITS, *many], runs=root, device="cpu")
     for kind in KINDS:
         settings = [*DIGITS, *many, f"prior.kind={kind}", "prior.labels=class", f"prior.whiten={kind == 'ebm'}".lower()]
@@ -49,6 +54,31 @@ def train(root: Path, updates: int) -> None:
     more = [f"train_prior.iterations={updates}", "flow.persistent=true"]
     api.train_prior("digits-flow", [*FLOW, *more], runs=root, device="cpu")
     api.train_prior("digits-flow", [*LATENT, more[0]], runs=root, device="cpu")
+
+
+def resume(root: Path, updates: int) -> None:
+    """Train the run `digits` on, in which a prior stays that of the generator that it was learned on."""
+    many = [f"train_prior.iterations={updates}", f"train_prior.label_iterations={updates}"]
+    kind = ["prior.kind=diffusion-ebm", "prior.labels=class"]
+    api.train_prior("digits", [*DIGITS, *FREE, *many, *kind], runs=root, device="cpu", resume=True)
+    many = [f"train_vae.iterations={updates}"]
+    api.train_vae("digits", [*DIGITS, *FREE, *many], runs=root, device="cpu", resume=True)
+
+
+def normalised() -> dict[str, np.ndarray]:
+    """What BatchNorm makes of a batch, its gradients and its statistics."""
+    torch.manual_seed(0)
+    x, weights, norm = torch.randn(7, 3, 4, 4), torch.randn(7, 3, 4, 4), BatchNorm(3)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    [part] = rows.parts(len(x))
+    with rows.computing(part):
+        mine = x[part.rows].requires_grad_()
+        y = norm(mine)
+        (weights[part.rows] * y.square()).sum().backward()
+        found = {"y": rows.gathered(y.detach()), "slope": rows.gathered(mine.grad)}
+    found |= {f"{name} slope": ranks.total(p.grad) for name, p in norm.named_parameters()}
+    found |= dict(norm.named_buffers())
+    return {f"BatchNorm {key}": value.numpy() for key, value in found.items()}
 
 
 def use(root: Path) -> dict[str, np.ndarray]:
@@ -68,16 +98,19 @@ def use(root: Path) -> dict[str, np.ndarray]:
     return {key: np.asarray(value) for key, value in found.items()}
 
 
-def main(root: Path, updates: int) -> None:
+def main(root: Path, updates: int, other: Path | None = None) -> None:
     torch.set_num_threads(1)
     seen: list[str] = []
     watched(seen)
     train(root, updates)
     (root / f"seen-{ranks.rank()}.json").write_text(json.dumps(seen))
-    found = use(root)
+    found = use(root if other is None else other) | normalised()
+    if other is not None:
+        ranks.first_alone(lambda: shutil.copytree(other / "digits", root / "resumed" / "digits"))
+        resume(root / "resumed", 2 * updates)
     if ranks.is_first():
         np.savez(root / "used.npz", **found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))
