@@ -9,7 +9,7 @@ In this order, each within what is left of the minutes, so that whatever is cut 
     noise      `benchmarks/noise.py`: torch's streams against philox's
     plan       `hebm plan --measure`: what an update was said to take, and what it took
     speed      `benchmarks/langevin.py`: against the plain comparator, batch 64 and 512, steps/s, share of peak; on CUDA
-               also with the gradient replayed from a CUDA graph
+               also with the gradient replayed from a CUDA graph, and at batch 64 through torch.compile
     train      both stages of cifar10-small (digits when tiny), stopped by SIGTERM, which saves, when their time is up
     look       samples of every prior, and `hebm evaluate`, whose table has the closure
 
@@ -87,16 +87,19 @@ def main() -> None:
     keys = [word for key in [*keys, "name=gpu"] for word in ("--set", key)]
     runs, batches = ("--runs", out / "runs"), ("8",) if asked.tiny else ("64", "512")
 
-    session.step("tests", python, "-m", "pytest", "-q", "-m", "gpu", "tests/test_speed.py", share=0.15)
+    session.step(
+        "tests", python, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_compiled.py", share=0.2
+    )
     rounds = 1 if asked.tiny else 5
     session.step(
         "noise", python, "benchmarks/noise.py", *at, "--rounds", rounds, "--json", out / "noise.json", share=0.1
     )
     session.step("plan", *hebm, "plan", recipe, *at, "--measure", "--json", *keys, share=0.15)
     for batch in batches:
+        more = (*graphs, "--compile") if graphs and batch == batches[0] else graphs
         geometry = ("--geometry", "digits" if asked.tiny else "cifar10-small", "--batch", batch, "--rounds", rounds)
         files = ("--json", out / f"speed-{batch}.json", "--markdown", out / f"speed-{batch}.md")
-        speed = (python, "benchmarks/langevin.py", *geometry, *at, *graphs, *files)
+        speed = (python, "benchmarks/langevin.py", *geometry, *at, *more, *files)
         session.step(f"speed-{batch}", *speed, share=0.2)
     session.step("train-vae", *hebm, "train-vae", recipe, *runs, *at, *keys, share=0.5)
     session.step("train-prior", *hebm, "train-prior", recipe, *runs, *at, *keys, share=0.6)

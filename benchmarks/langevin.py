@@ -7,8 +7,8 @@
 
 Weights are random (BatchNorm statistics and the energies' readouts too), so nothing is downloaded or trained.  Every
 variant has a process of its own, and the variants take turns, so that whatever else the machine does falls on all
-alike: `plain`, ours in float32, ours in bf16, with --compile ours in bf16 through torch.compile (it needs a C++
-compiler and minutes), and with --graphs (CUDA only) ours in bf16 with the gradient of F replayed from a CUDA graph.
+alike: `plain`, ours in float32, ours in bf16, with --compile ours in bf16 as `hebm sample --compile` draws (it takes
+minutes), and with --graphs (CUDA only) ours in bf16 with the gradient of F replayed from a CUDA graph.
 Numbers are medians over the rounds, and the quartiles.  The CUDA side has not been run on a GPU yet.
 
     step      one gradient of F(T(u), t) and one update of the recipe's chain
@@ -36,7 +36,7 @@ from plain import Plain
 
 from hebmtool import recipe
 from hebmtool.chains import value_and_gradient
-from hebmtool.compute import pick_device
+from hebmtool.compute import compiling, pick_device
 from hebmtool.console import note
 from hebmtool.generator import Tower
 from hebmtool.prior import EnergyPrior, make_prior
@@ -128,16 +128,15 @@ class Variant:
         self.t = torch.zeros(self.batch, dtype=torch.long, device=self.device)
         energy = self.prior.energy if variant != "plain" else self.model.energy
         self.optimizer, self.ema = torch.optim.Adam(energy.parameters(), lr=1e-6), Ema(energy, 0.999)
-        if variant in ("compiled", "graph"):
-            # The weights stay where they are, as what was compiled or captured expects.
+        if variant == "compiled":
+            self.held = contextlib.ExitStack()  # for as long as the process
+            self.held.enter_context(compiling())
+        if variant == "graph":
+            # The weights stay where they are, as what was captured expects.
             self.prior.energy.fix()
             self.prior.energy.fixed = contextlib.nullcontext
-            if variant == "compiled":
-                compiled = torch.compile(self.F)
-                self.prior.slope = lambda t: lambda u: value_and_gradient(compiled, u)
-            else:
-                captured = Captured(self.F, self.u)
-                self.prior.slope = lambda t: captured
+            captured = Captured(self.F, self.u)
+            self.prior.slope = lambda t: captured
 
     def F(self, u: torch.Tensor) -> torch.Tensor:
         return self.model.F(u, self.t)

@@ -1,9 +1,20 @@
-"""Where and in which precision things are computed: devices by name, autocast, memory that is kept."""
+"""Where, in which precision and how things are computed: devices by name, autocast, torch.compile, memory that is kept.
+
+float32 is float32: where TensorFloat-32 would be faster, on NVIDIA's GPUs, it is off (`exact`); bf16 is the fast
+precision.
+"""
 
 import ctypes
+import importlib.util
+import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +47,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind == "cpu":
         keep_memory()
     if kind == "cuda":
+        exact()
         if not torch.cuda.is_available():
             raise HebmError(f"device '{name}' was asked for but torch sees no CUDA GPU; use the device cpu")
         if int(index or 0) >= torch.cuda.device_count():
@@ -58,6 +70,13 @@ def keep_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def exact() -> None:
+    """Have convolutions and matrix products of float32 computed in float32, never in TensorFloat-32, whose products
+    keep 10 bits of the mantissa; by itself torch does so for convolutions."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -104,6 +123,127 @@ class ShapesCast(TorchFunctionMode):
         if function in self.CAST:
             args, kwargs = tree_map_only(torch.Tensor, lambda x: x.bfloat16(), (args, kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+# torch.compile --------------------------------------------------------------------------------------------------------
+
+BACKEND = "inductor"
+COMPILERS = ("g++", "clang++")
+COMPILER_ROOMS = ("torch._dynamo", "torch._inductor")
+
+T = TypeVar("T")
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)
+
+
+@contextmanager
+def compiling(backend: str | None = None) -> Iterator[None]:
+    """Within the block, what an update or a chain spends its time in (`compiled`) goes through torch.compile, and on
+    CUDA is replayed from CUDA graphs: the same numbers up to rounding, after a minute or more of compiling.
+
+    Arguments:
+        backend: of torch.compile; `BACKEND` when None.
+
+    Raises:
+        HebmError: there is no compiler.
+    """
+    backend = backend or BACKEND
+    if backend == "inductor":
+        _check_compiler()
+    before = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(before)
+
+
+def _check_compiler() -> None:
+    if torch.cuda.is_available():
+        if importlib.util.find_spec("triton") is None:
+            raise HebmError(
+                "compiling for a GPU takes the package triton, which is not there; install it, or do without"
+            )
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CXX") or COMPILERS[0], *COMPILERS)):
+        raise HebmError(
+            f"compiling takes a C++ compiler, and there is none of {', '.join(COMPILERS)}; install one, name it in the "
+            "environment variable CXX, or do without"
+        )
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within the block nothing is compiled: for what is done too seldom to be worth it."""
+    before = _backend.set(None)
+    try:
+        yield
+    finally:
+        _backend.reset(before)
+
+
+def is_compiling() -> bool:
+    """Whether it is a `compiling` block."""
+    return _backend.get() is not None
+
+
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, of a module or bound to an object, as torch.compile makes it within a `compiling` block; itself
+    elsewhere.  It must draw no random numbers: those that compiled code draws are others.
+
+    What it returns raises HebmError where compiling fails.
+    """
+    backend = _backend.get()
+    if backend is None:
+        return function
+    made = _made(getattr(function, "__func__", function), backend)
+    bound = (function.__self__,) if hasattr(function, "__self__") else ()
+
+    @wraps(function)
+    def call(*arguments: Any) -> T:
+        if _replays():
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            return kept(made(*bound, *arguments))
+        except Exception as error:  # torch's backends raise errors of many classes
+            if not any(of.__module__.startswith(COMPILER_ROOMS) for of in type(error).__mro__):
+                raise
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise HebmError(f"torch.compile failed ({said}); do without compiling") from error
+
+    return call
+
+
+@cache  # one for each function, whatever it is bound to
+def _made(function: Callable[..., T], backend: str) -> Callable[..., T]:
+    mode = "reduce-overhead" if backend == "inductor" and _replays() else None
+    return torch.compile(function, backend=backend, mode=mode)
+
+
+def _replays() -> bool:
+    """Whether compiled code is replayed from CUDA graphs."""
+    return is_compiling() and torch.cuda.is_available()
+
+
+def kept(found: T) -> T:
+    """Tensors that compiled code, or a gradient of it, has found, where the next replay of its graph does not write
+    over them."""
+    return tree_map_only(torch.Tensor, torch.Tensor.clone, found) if _replays() else found
+
+
+def in_place(old: T, new: T) -> T:
+    """The constants `new` (a tuple of tensors and Nones) at the addresses of `old`, where graphs read them; themselves
+    where nothing is replayed or nothing alike was there."""
+    if not (_replays() and old is not None and all(map(_alike, old, new))):
+        return new
+    for there, value in zip(old, new, strict=True):
+        if there is not None:
+            there.copy_(value)
+    return old
+
+
+def _alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 
 def device_name(device: torch.device) -> str:

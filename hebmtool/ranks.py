@@ -47,6 +47,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if world() > 1 else 0
 
 
+def local_world() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
+
+
 def is_first() -> bool:
     """Whether it is the one that writes and prints."""
     return rank() == 0

@@ -48,6 +48,7 @@ def sample(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     noise: options.Noise = "torch",
+    compile: options.Compile = False,
     batch_size: options.BatchSize = 64,
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
@@ -133,6 +134,7 @@ def hier_sample(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     noise: options.Noise = "torch",
+    compile: options.Compile = False,
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Resample some layers and hold the others: what of the image does each layer carry?
@@ -197,6 +199,7 @@ def controllable(
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
     noise: options.Noise = "torch",
+    compile: options.Compile = False,
     data_path: options.DataPath = None,
     batch_size: options.BatchSize = 64,
 ) -> None:

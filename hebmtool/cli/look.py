@@ -132,6 +132,7 @@ def evaluate(
     as_markdown: options.Markdown = False,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
+    compile: options.Compile = False,
     data_path: options.DataPath = None,
 ) -> None:
     """Judge a run's priors side by side: distances to held-out images, precision and recall, closure, speed.

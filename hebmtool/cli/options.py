@@ -64,6 +64,15 @@ def _choose_noise(context: typer.Context, word: str) -> str:
     return word
 
 
+def _compile(context: typer.Context, wanted: bool) -> bool:
+    """Makes what this command spends its time in go through torch.compile."""
+    if wanted and not context.resilient_parsing:
+        from hebmtool import compute
+
+        context.with_resource(compute.compiling())
+    return wanted
+
+
 def check_fast(fast: bool, steps: int | None) -> None:
     if fast and steps is not None:
         raise UsageError("--fast chooses the Langevin steps itself; leave out either it or --steps")
@@ -214,6 +223,16 @@ Noise = Annotated[
         "--noise",
         help="Streams that noise is drawn from: torch, on the CPU; or philox, other numbers, drawn on the device.",
         callback=_choose_noise,
+        rich_help_panel=WHERE,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Through torch.compile, on CUDA with CUDA graphs: the same up to rounding, after a minute or more of "
+        "compiling. Takes a C++ compiler.",
+        callback=_compile,
         rich_help_panel=WHERE,
     ),
 ]

@@ -50,6 +50,7 @@ def train_vae(
     device: options.Device = "auto",
     resume: options.Resume = False,
     rewind: options.Rewind = False,
+    compile: options.Compile = False,
     data_path: options.DataPath = None,
 ) -> None:
     """Stage one: train the multi-layer generator and its encoder.
@@ -80,6 +81,7 @@ def train_prior(
     trust_features: options.TrustFeatures = False,
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
+    compile: options.Compile = False,
     data_path: options.DataPath = None,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.

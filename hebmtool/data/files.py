@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from hebmtool import recipe
 from hebmtool.data.decode import fitted_size, header, opened, paths_in, read_image, size_words
@@ -36,6 +37,8 @@ class Decoder:
     def __call__(self, indices: list[int]) -> Tensor:
         if self.known[indices].all():
             return self.kept[indices]
+        if get_worker_info() is not None:  # one of several that read
+            return torch.stack([self._one(i) for i in indices])
         with ThreadPoolExecutor(min(READERS, len(indices))) as threads:
             return torch.stack(list(threads.map(self._one, indices)))
 
@@ -59,7 +62,8 @@ def on_disk(paths: list[Path], shape: tuple[int, int, int], data: recipe.Data, *
     data = data.model_copy(update={"channels": shape[0]})
     read = Decoder(len(paths), shape, lambda i: read_image(paths[i], data), lambda i: str(paths[i]))
     cut = (lambda i, place: read_image(paths[i], data, place)) if data.random_crop else None
-    return Images(len(paths), shape, read, names=[str(path) for path in paths], cut=cut, **about)
+    about |= {"names": [str(path) for path in paths], "decoded_anew": read.kept is None}
+    return Images(len(paths), shape, read, cut=cut, **about)
 
 
 def listed_in(folder: Path) -> tuple[list[Path], list[str] | None]:

@@ -22,7 +22,7 @@ class Images:
     numbers: LongTensor [N], each image's place among the `total` of its source (files are sorted), from which a split
     takes some, in another order.  cut: reads image i with its crop at (top, left), shares of the room there is, from 0
     to 1; None where `data.random_crop` is off.  marks: uint64 [N], a hash of each image's name or pixels; None where
-    the source does not change.
+    the source does not change.  decoded_anew: whether memory holds none of them, so that each visit decodes them.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class Images:
         total: int | None = None,
         cut: Callable[[int, Sequence[float]], Tensor] | None = None,
         marks: np.ndarray | None = None,
+        decoded_anew: bool = False,
     ):
         self._n, self._read, self._cut = n, read, cut
+        self.decoded_anew = decoded_anew or cut is not None
         self.numbers = torch.arange(n) if numbers is None else torch.as_tensor(numbers)
         self.total = n if total is None else total
         self.shape, self.labels, self.classes, self.names = shape, labels, classes, names
@@ -63,9 +65,18 @@ class Images:
     def seen(self, indices: Sequence[int] | Tensor) -> Tensor:
         """`batch` as training sees it: with `data.random_crop` each is cut at a place of its own, drawn from torch's
         global generator."""
+        return self.cut(indices, self.places(len(indices)))
+
+    def places(self, n: int, draws: torch.Generator | None = None) -> list[list[float] | None]:
+        """Where `seen` cuts n images, drawn from torch's global generator, or from `draws`; None where it does not."""
+        if self._cut is None:
+            return [None] * n
+        return (rows.rand(n, 2) if draws is None else torch.rand(n, 2, generator=draws)).tolist()
+
+    def cut(self, indices: Sequence[int] | Tensor, places: Sequence[list[float] | None]) -> Tensor:
+        """Some images, cut at these places."""
         if self._cut is None:
             return self.batch(indices)
-        places = rows.rand(len(indices), 2).tolist()
         return torch.stack([self._cut(int(i), place) for i, place in zip(indices, places, strict=True)])
 
     def batches(self, size: int = 250) -> Iterator[Tensor]:
@@ -87,6 +98,7 @@ class Images:
             total=self.total,
             cut=None if self._cut is None else lambda i, place: self._cut(kept[i], place),
             marks=None if self.marks is None else self.marks[kept],
+            decoded_anew=self.decoded_anew,
         )
 
 
@@ -108,6 +120,7 @@ def together(a: Images, b: Images) -> Images:
         classes=a.classes,
         attributes={key: torch.cat([a.attributes[key], b.attributes[key]]) for key in a.attributes},
         marks=None if a.marks is None or b.marks is None else np.concatenate([a.marks, b.marks]),
+        decoded_anew=a.decoded_anew or b.decoded_anew,
     )
 
 

@@ -5,8 +5,8 @@ A source says which images there are, how one is read, and which split it is of;
 """
 
 import io
+import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -320,16 +320,26 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
         return f"the entry {keys[i].decode(errors='replace')} of {folder}"
 
     def entry(i: int, place: Place | None = None) -> Tensor:
-        with database.begin() as transaction:
+        with _database(str(folder.resolve())).begin() as transaction:
             encoded = transaction.get(keys[i])
         return decode(io.BytesIO(encoded), name(i), data, place)
 
     side = data.size or data.crop
     shape = (data.channels, side, side)
     cut = entry if data.random_crop else None
-    return Images(len(keys), shape, Decoder(len(keys), shape, entry, name), cut=cut)
+    read = Decoder(len(keys), shape, entry, name)
+    return Images(len(keys), shape, read, cut=cut, decoded_anew=read.kept is None)
 
 
-@cache  # a process may open a database only once, whoever reads it
+_OPENED: dict[str, tuple[int, lmdb.Environment]] = {}
+
+
 def _database(folder: str) -> lmdb.Environment:
-    return lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
+    """The database, which a process may open only once, whoever reads it; after a fork it is opened anew."""
+    process, database = _OPENED.get(folder, (0, None))
+    if process != os.getpid():
+        if database is not None:
+            database.close()  # in this process alone
+        database = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False)
+        _OPENED[folder] = os.getpid(), database
+    return database

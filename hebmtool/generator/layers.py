@@ -128,7 +128,8 @@ class FixedConvolution(torch.autograd.Function):
         ctx.save_for_backward(w, back)
         ctx.groups = groups
         padding = w.shape[2] // 2
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        plain = not torch.compiler.is_compiling()  # which asks first: what is asked next cannot be compiled
+        if plain and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             # On one thread F.conv2d gives small batches of 1x1 kernels to MKL, on AMD's processors a third as fast.
             return torch.mkldnn_convolution(x, w, bias, (padding,) * 2, (1, 1), (1, 1), groups)
         return F.conv2d(x, w, bias, padding=padding, groups=groups)

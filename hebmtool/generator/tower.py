@@ -254,6 +254,15 @@ class Tower(Generator):
         walk = self._walk(choose, len(x), self.L)
         return Posterior(walk, torch.stack(kl, dim=1), torch.stack(log_ratio, dim=1))
 
+    def noise(self, n: int) -> Tensor:
+        """What `posterior` draws for n images, [N, D]: the same numbers, drawn beforehand."""
+        return self.join([self._drawn(n, shape) for shape in self.latent_shapes])
+
+    def _drawn(self, n: int, shape: tuple[int, int, int]) -> Tensor:
+        # torch draws in the order in which a map lies in memory, which is that of the states.
+        laid = {"device": self.device, "memory_format": torch.channels_last}
+        return rows.randn_like(torch.empty(n, *shape, **laid))
+
     def _posterior_parameters(self, l: int, seen: Tensor, s: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) of q(z_i | z_{>i}, x), before the flows."""
         layer = self.encoder[l]

@@ -22,6 +22,7 @@ from hebmtool import recipe as recipes
 from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
 from hebmtool.chains import Watch as ChainWatch
 from hebmtool.chains.hybrid import KICKS, longer
+from hebmtool.compute import compiled, kept
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
 from hebmtool.noise import Noise, derive_seed
@@ -199,10 +200,11 @@ class EnergyPrior(Prior):
 
     def slope(self, t: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """F at levels t [N] and its gradient, in the scale of the chain in use."""
+        F = compiled(self.F)
         if self.chain == self.learned_with:
-            return lambda u: value_and_gradient(lambda u: self.F(u, t), u)
+            return lambda u: kept(value_and_gradient(lambda u: F(u, t), u))
         ratio = self.chain.scale(self.schedule, t) / self.scale(t)
-        return lambda u: value_and_gradient(lambda u: ratio * self.F(u, t), u)
+        return lambda u: kept(value_and_gradient(lambda u: ratio * F(u, t), u))
 
     def _watched(self, watch: Watch | None, t: Tensor) -> ChainWatch | None:
         """`watch` told in nats, of level t."""

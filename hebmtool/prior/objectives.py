@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from hebmtool import rows
+from hebmtool.compute import compiled
 from hebmtool.recipe import words
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def recovery(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor, dict
     config = prior.config
     positive, u_next, t = prior.pairs(u_0)
     negative = prior.negatives(u_next, t, lambda: rows.randn_like(u_0), learning=True)
-    both = prior.F(torch.cat([positive, negative]), torch.cat([t, t]))
+    both = compiled(prior.F)(torch.cat([positive, negative]), torch.cat([t, t]))
     F_positive, F_negative = both.chunk(2)
     scale = prior.scale(t)
     gap = (F_negative - F_positive) / scale
@@ -116,7 +117,7 @@ def conditional_noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> 
 
 def _contrasted(prior: "EnergyPrior", positive: Tensor, negative: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """F / scale at positives and at negatives, [N] each, and its mean square over both."""
-    F = prior.F(torch.cat([positive, negative]), torch.cat([t, t])) / torch.cat([prior.scale(t)] * 2)
+    F = compiled(prior.F)(torch.cat([positive, negative]), torch.cat([t, t])) / torch.cat([prior.scale(t)] * 2)
     return *F.chunk(2), F.square().mean()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hebmtool import recipe as recipes
 from hebmtool.chains.short_run import short_run
+from hebmtool.compute import compiled
 from hebmtool.generator import OneLayer
 from hebmtool.prior.base import Eps, Prior
 
@@ -74,8 +75,9 @@ class OneStage(Prior):
     def infer(self, x: Tensor, z: Tensor, steps: int, eps: Eps | None, visible: Tensor | None = None) -> Tensor:
         """The short run from z towards p(z | x_visible), [N, D]; uphill without noise, towards a mode, where eps is
         None."""
+        log_joint = compiled(self.log_joint)
         with self.fixed():
-            return short_run(lambda z: self.log_joint(z, x, visible), z, steps, self.inference.step_size, eps)
+            return short_run(lambda z: log_joint(z, x, visible), z, steps, self.inference.step_size, eps)
 
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
         """-log p(z, x) / (C H W) at inferred z, averaged, or what has its gradient; and its parts in nats per image."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hebmtool.compute import uncast
+from hebmtool.compute import in_place, uncast
 from hebmtool.generator.layers import FixedConvolution, transposed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,6 +46,7 @@ class SpectralConv(nn.Module):
         self.register_buffer("left", F.normalize(torch.randn(c_out), dim=0))
         self.register_buffer("right", torch.zeros(c_in * kernel * kernel))
         self.fixed: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._place: tuple[Tensor, Tensor | None, Tensor] | None = None  # where they were the last time
         # Between vectors that have not met w the estimate is near 0, and would blow the weight up.
         self.advance()
 
@@ -78,7 +79,8 @@ class SpectralConv(nn.Module):
 
     def fix(self, dtype: torch.dtype, standard: Standard | None = None) -> None:
         w, bias = (None if c is None else c.detach().to(dtype) for c in self.constants(standard))
-        self.fixed = w.contiguous(memory_format=torch.channels_last), bias, transposed(w)
+        constants = w.contiguous(memory_format=torch.channels_last), bias, transposed(w)
+        self.fixed = self._place = in_place(self._place, constants)
 
     def forward(self, x: Tensor, standard: Standard | None = None) -> Tensor:
         if self.fixed is None:

@@ -11,6 +11,15 @@ Channels = Annotated[int, Field(ge=1, le=1024)]
 Updates = Annotated[int, Field(ge=1, le=MANY)]
 # Of an optimizer: far above what ever converged, and within float32 however Adam scales it.
 Rate = Annotated[float, Field(le=1e30)]
+Workers = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=256,
+        description="processes of each that read images ahead where every visit decodes them (sets that take more than "
+        "512 MB, random_crop); none: as many as suit the machine",
+    ),
+]
 
 
 class Part(BaseModel):

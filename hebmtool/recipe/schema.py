@@ -16,11 +16,10 @@ from hebmtool.recipe import together
 from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
-from hebmtool.recipe.part import MANY, Channels, Few, Part, Rate, Updates
+from hebmtool.recipe.part import MANY, Channels, Few, Part, Rate, Updates, Workers
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, ONE_STAGE, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
-
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 
@@ -170,6 +169,7 @@ class TrainVae(Part):
         description="turns in which a batch is computed, for one that memory does not hold; BatchNorm, free nats and "
         "KL balancing then see a turn's images at a time",
     )
+    workers: Workers = None
     recompute: bool = Field(
         False, description="compute the generator's cells again for the gradient instead of keeping what they found"
     )
@@ -312,6 +312,7 @@ class TrainPrior(Part):
     accumulate: int = Field(
         1, ge=1, le=2**16, description="turns in which a batch is computed, for one that memory does not hold"
     )
+    workers: Workers = None
     lr: Rate = Field(4e-5, gt=0, description="Adam learning rate")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate per epoch")
     lr_staircase: bool = Field(False, description="the rate falls at the end of an epoch, not all through it")

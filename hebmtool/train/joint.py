@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hebmtool import data, picture, ranks, rows
+from hebmtool.compute import is_compiling
 from hebmtool.errors import UsageError
 from hebmtool.generator import Generator, Tower
 from hebmtool.noise import derive_seed
@@ -101,6 +102,8 @@ def train_joint(
     config, kind = recipe.train_prior, recipe.prior.kind
     if not KINDS[kind].learned or KINDS[kind].brings_generator:
         raise UsageError(f"train_prior.joint learns an energy with a generator, and prior.kind is '{kind}'; take ebm")
+    if is_compiling():
+        raise UsageError("a generator and an energy that are learned jointly cannot be compiled; do without compiling")
     path, train_path = run.prior_path(kind), run.prior_train_path(kind)
     old = check_place(recipe, run, resume)
     generator = load_generator(run, device)
@@ -144,16 +147,16 @@ def train_joint(
         picture.save_grid(sample_grid(sampled(), recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
     parts = [generator, prior]
-    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
+    feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
+    with feed, Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
+            feed.update(step)
             share = learning_rate(config, step, len(images) // config.batch_size) / config.lr
             for group, lr in zip(optimizer.param_groups, (config.generator_lr, config.lr), strict=True):
                 group["lr"] = lr * share
 
             for part in updates.parts(config.batch_size):
-                batch = images.batch(indices[part.rows])
-                x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+                x = data.prepare(feed.take(part), recipe.data, generator.likelihood.read, train=True)
                 loss, figures = joint_loss(generator, prior, x)
                 updates.add(loss, **figures)
             norms = updates.descend(optimizer, both, ema, "train_prior.generator_lr or train_prior.lr", parts)

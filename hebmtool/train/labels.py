@@ -121,12 +121,14 @@ def _train_label(
         save_training(train_path, recipe, step, "label training", label, ema, optimizer, origin=extra)
         checkpoint.save(path, ema.tensors, kind="label", recipe=recipe, step=step, extra=extra)
 
-    with Updates(run, stage, recipe.prior_seed, config, config.label_iterations, step, save, kept=path) as updates:
+    feed = data.Feed(images, config, stage, recipe.prior_seed, config.label_iterations, device)
+    at_update = (recipe.prior_seed, config, config.label_iterations, step, save)
+    with feed, Updates(run, stage, *at_update, kept=path) as updates:
         for step in updates:
-            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
+            indices = feed.update(step)
             for part in updates.parts(config.batch_size):
-                batch, target = images.seen(indices[part.rows]), y[indices[part.rows]].to(device)
-                x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
+                x = data.prepare(feed.take(part), recipe.prior_data, generator.likelihood.read, train=True)
+                target = y[indices[part.rows]].to(device)
                 loss, log_p = objective(label, generator, schedule, x, target)
                 updates.add(loss, accuracy=(log_p.argmax(1) == target).float().mean())
             updates.descend(optimizer, label, ema, "train_prior.label_lr")

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from hebmtool import ranks, rows
+from hebmtool.compute import plainly
 from hebmtool.console import note, progress
+from hebmtool.data import seed_of
 from hebmtool.errors import HebmError
 from hebmtool.files import link_over
-from hebmtool.noise import derive_seed
 from hebmtool.recipe import Recipe, TrainPrior, TrainVae
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
@@ -29,7 +30,7 @@ from hebmtool.train.stopping import StopSignals
 
 # Recipe keys that say when something is written and in how many turns an update is computed, not what it is: they may
 # change on resuming.
-HOUSEKEEPING = ("log_every", "sample_every", "save_every", "accumulate")
+HOUSEKEEPING = ("log_every", "sample_every", "save_every", "accumulate", "workers")
 # A loss beyond this has run away (HEBM's own bound).
 LOSS_BOUND = 1e15
 # A weight beyond this has, though the loss may not show it yet.
@@ -95,8 +96,8 @@ class Updates:
     ):
         self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
         self.kept = kept
-        self.save = lambda step: ranks.first_alone(lambda: save(step))
-        self.show = None if show is None else lambda step: ranks.first_alone(lambda: show(step))
+        self.save = lambda step: ranks.first_alone(plainly()(lambda: save(step)))
+        self.show = None if show is None else lambda step: ranks.first_alone(plainly()(lambda: show(step)))
         self.loss: Any = 0.0
         self.figures: dict[str, Any] = {}
         self._trouble: Tensor | None = None  # [number, loss, gradient norm] of the first update that ran away, else 0s
@@ -147,7 +148,7 @@ class Updates:
             raise ranks.everywhere(HebmError(said))
 
     def _seed(self) -> None:
-        torch.manual_seed(derive_seed(self.seed, self.stage, self.step))
+        torch.manual_seed(seed_of(self.seed, self.stage, self.step))
 
     def _has_them_all(self) -> bool:
         """Whether what sampling reads is of the last update already."""

@@ -94,16 +94,17 @@ def train_one_stage(
         average()
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
-    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
+    feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
+    with feed, Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
+            indices = feed.update(step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size, rate)
 
             ended = []
             for part in updates.parts(config.batch_size):
                 mine = indices[part.rows]
-                x = data.prepare(images.seen(mine), recipe.data, model.g.likelihood.read, train=True).to(device)
+                x = data.prepare(feed.take(part), recipe.data, model.g.likelihood.read, train=True)
                 observed = None if hidden is None else ~hidden(mine).to(device)
                 z_0 = rows.randn(len(x), model.g.D, device=device)
                 start = model.start(z_0, step) if chains is None else chains.z[mine]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hebmtool import data, picture, ranks, rows
 from hebmtool.chains import CHAINS, Chain, make_chain
-from hebmtool.compute import tell_if_slow
+from hebmtool.compute import compiled, is_compiling, tell_if_slow
 from hebmtool.console import note, progress
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower, Whitening, readjust_batchnorm
@@ -173,18 +173,16 @@ def train_prior(
         picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
 
     finishing = round(config.iterations * (1 - config.finish))
-    with Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
+    feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
+    with feed, Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:
         for step in updates:
-            indices = data.batch_indices(len(images), config.batch_size, recipe.prior_seed, step)
+            feed.update(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
 
             for part in updates.parts(config.batch_size):
-                batch = images.seen(indices[part.rows])
-                x = data.prepare(batch, recipe.prior_data, generator.likelihood.read, train=True).to(device)
-                with torch.no_grad():
-                    u_0 = generator.encode(x)
-                loss, figures = (prior.loss if step < finishing else prior.finish)(u_0, x)
+                x = data.prepare(feed.take(part), recipe.prior_data, generator.likelihood.read, train=True)
+                loss, figures = (prior.loss if step < finishing else prior.finish)(encoded(generator, x), x)
                 updates.add(loss, **figures)
             [norm] = updates.descend(optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:
@@ -210,6 +208,13 @@ def check_finish(recipe: Recipe) -> None:
             f"train_prior.finish is {config.finish}, which draws by an exact chain, and prior.chain is "
             f"{recipe.prior.chain}; set it to {exact}"
         )
+
+
+@torch.no_grad()
+def encoded(generator: Tower, x: Tensor) -> Tensor:
+    """u_0 ~ q(u | x), [N, D]."""
+    # Compiled code would draw other numbers.
+    return compiled(generator.encode)(x, generator.noise(len(x)) if is_compiling() else None)
 
 
 def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:

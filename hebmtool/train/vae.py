@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hebmtool import data, picture, ranks, rows
-from hebmtool.compute import autocast, tell_if_slow
+from hebmtool.compute import autocast, compiled, is_compiling, tell_if_slow, uncast
 from hebmtool.console import note
-from hebmtool.errors import HebmError
+from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.noise import derive_seed
@@ -71,16 +71,24 @@ def objective(
     generator: Tower, penalty: SpectralPenalty, config: TrainVae, beta: float, sizes: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(what stage one minimises, log p(x | z) [N], KL per layer [N, L] top first), on images x [N, C, H, W]."""
+    # Compiled code would draw other numbers.
+    noise = generator.noise(len(x)) if is_compiling() else None
     with autocast(x.device, config.precision):
-        posterior = generator.posterior(x)
-        logits = generator.decode(posterior.walk)
-    log_px = generator.likelihood.log_prob(logits, x)
-    kl = rows.mean_beside(posterior.kl)
+        log_px, each = compiled(terms)(generator, x, noise)
+    kl = rows.mean_beside(each)
     gamma = balance(kl, sizes) if config.kl_balance and beta < 1 else torch.ones_like(kl)
     loss = -log_px.mean() + beta * (gamma * kl.clamp(min=config.free_nats)).sum()
     if config.spectral_weight > 0:
         loss = loss + spectral_weight(config, beta) * penalty()
-    return loss, log_px, posterior.kl
+    return loss, log_px, each
+
+
+def terms(generator: Tower, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(log p(x | z) [N], KL per layer [N, L] top first) at z ~ q(z | x); noise as `Tower.posterior` takes it."""
+    posterior = generator.posterior(x, noise)
+    logits = generator.decode(posterior.walk)
+    with uncast(x.device):
+        return generator.likelihood.log_prob(logits, x), posterior.kl
 
 
 @dataclass
@@ -118,6 +126,18 @@ def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, dev
     return Bound(total / n, bits / n, (kl / n).tolist())
 
 
+def _check_compiling(config: TrainVae) -> None:
+    if not is_compiling():
+        return
+    if ranks.world() > 1:
+        raise UsageError(
+            "stage one compiles in one process only: in several, every BatchNorm waits for the others; do without "
+            "compiling"
+        )
+    if config.recompute:
+        raise UsageError("train_vae.recompute cannot be compiled; set it to false, or do without compiling")
+
+
 # Longer than a screen: the training reads from top to bottom in one place.
 def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False, rewind: bool = False) -> Bound:
     """Train the generator of `recipe` into `run`; returns the bound on the test split.
@@ -129,6 +149,7 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         HebmError: unusable data, a loss that is no longer finite, a failed save, or stopped by a signal.
     """
     config, old = recipe.train_vae, None
+    _check_compiling(config)
     seed = recipe.seed if config.seed is None else config.seed
     if resume:
         if not run.generator_train_path.is_file():
@@ -176,16 +197,17 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         return found
 
     generator.train()
-    with Updates(run, "train-vae", seed, config, config.iterations, step, save, show, run.generator_path) as updates:
+    feed = data.Feed(images, config, "train-vae", seed, config.iterations, device, LEAST)
+    kept = run.generator_path
+    with feed, Updates(run, "train-vae", seed, config, config.iterations, step, save, show, kept) as updates:
         for step in updates:
-            indices = data.batch_indices(len(images), config.batch_size, seed, step, LEAST)
+            feed.update(step)
             for group in optimizer.param_groups:
                 group["lr"] = warm_cosine(step, config.iterations, config.lr, config.lr_min, config.lr_warmup)
 
             beta = kl_weight(config, step)
             for part in updates.parts(config.batch_size):
-                batch = images.seen(indices[part.rows])
-                x = data.prepare(batch, recipe.data, generator.likelihood.read, train=True).to(device)
+                x = data.prepare(feed.take(part), recipe.data, generator.likelihood.read, train=True)
                 loss, log_px, kl = objective(generator, penalty, config, beta, sizes, x)
                 elbo, kl = (log_px - kl.sum(1)).detach(), kl.detach().mean(0).flip(0)
                 updates.add(loss, elbo=elbo.mean(), bits_per_dim=generator.bits_per_dim(elbo).mean(), kl=kl)

@@ -4,17 +4,20 @@ import gzip
 import io
 import pickle
 import struct
+import sys
 
 import lmdb
 import numpy as np
 import pytest
+import torch
 from pictures import error, write
 from PIL import Image
 
 from hebmtool import data as d
-from hebmtool.data import sources
+from hebmtool import rows
+from hebmtool.data import files, sources
 from hebmtool.errors import HebmError
-from hebmtool.recipe import Data
+from hebmtool.recipe import Data, TrainPrior
 
 
 def fake_mnist(folder):
@@ -141,6 +144,18 @@ def test_lsun(tmp_path, monkeypatch):
         train.batch([0, 4])
     with error(HebmError, "differ in size", "data.size="):
         d.load(settings.model_copy(update={"size": None}), "train")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes that read are forked")
+def test_other_processes_read_a_database(tmp_path, monkeypatch):
+    fake_lsun(tmp_path / "tower_train_lmdb", {bytes([i]): np.full((20, 20, 3), 9 * i, np.uint8) for i in range(1, 9)})
+    monkeypatch.setattr(files, "CACHE_BYTES", 0)
+    images = d.load(Data(source="lsun", path=str(tmp_path), category="tower", size=16), "train")
+    here = images.batch([0])  # open here already
+    with d.Feed(images, TrainPrior(batch_size=8, workers=1), "stage", 0, 1, torch.device("cpu")) as feed:
+        indices = feed.update(0)
+        found = feed.take(rows.whole(8))
+    assert torch.equal(found[indices == 0], here) and found.float().mean() > 30
 
 
 def test_absent_lsun_says_where_to_put_it(tmp_path):

@@ -49,7 +49,12 @@ def test_a_chain_counts_by_its_steps():
 
 
 def test_the_published_networks_are_counted_too():
-    published = ["prior.energy.form=published", "prior.objective=recovery", "train_prior.precision=bf16"]
+    published = [
+        "prior.energy.form=published",
+        "prior.energy.reads=z",
+        "prior.objective=recovery",
+        "train_prior.precision=bf16",
+    ]
     assert cost.cost(stages(recipe.load("digits", [*DIGITS, *published]))[1]).flops_per_step > 0
 
 
