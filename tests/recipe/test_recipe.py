@@ -233,7 +233,7 @@ def test_a_mistaken_override_is_named(override, said):
         ("prior: {eta: small}", "prior.eta is 'small', but must be a number above 0"),
         (
             "prior: {kind: difusion-ebm}",
-            "prior.kind is 'difusion-ebm', but must be one of gaussian, ebm, diffusion-ebm, flow; "
+            "prior.kind is 'difusion-ebm', but must be one of gaussian, ebm, diffusion-ebm, flow, latent-ebm; "
             "did you mean 'diffusion-ebm'?",
         ),
         ("data: {channels: 2}", "data.channels is 2, but must be null or one of 1, 3"),
