@@ -87,6 +87,12 @@ def training(request, tiny, tmp_path):
     return Training(tiny, tmp_path, request.param)
 
 
+def of(*cases):
+    """These trainings: one loop saves, rewinds and skips for all, and these differ most in what they keep.  That they
+    all resume to the bit is in `test_resuming.py`."""
+    return pytest.mark.parametrize("training", cases, indirect=True)
+
+
 def test_a_lower_rate_starts_again_or_resumes(training, ruined):
     ruined.add(1)
     with pytest.raises(HebmError, match=f"nothing was saved before; lower .*{training.knob}, .* and start again"):
@@ -104,6 +110,7 @@ def test_a_lower_rate_starts_again_or_resumes(training, ruined):
     assert checkpoint.header(training.state).recipe["train_vae" if "vae" in training.knob else "train_prior"]
 
 
+@of("vae", "persistent flow")
 def test_rewinding_goes_on_from_what_was_saved_before_the_last(training, ruined):
     """As if the updates since had never been made, and to the bit."""
     training()
@@ -120,6 +127,7 @@ def test_rewinding_goes_on_from_what_was_saved_before_the_last(training, ruined)
     assert checkpoint.header(good_path(training.state)).step == 4
 
 
+@of("label")
 def test_there_must_be_something_to_rewind_to(training):
     training("train_vae.save_every=9", "train_prior.save_every=9")
     before = training.state.read_bytes()
@@ -128,6 +136,7 @@ def test_there_must_be_something_to_rewind_to(training):
     assert training.state.read_bytes() == before
 
 
+@of("vae", "label", "persistent flow")
 def test_updates_that_are_not_finite_are_passed_over_where_they_may_be(training, ruined):
     """Counted, over a resumed training too, and bounded in all."""
     part = training.knob.partition(".")[0]
