@@ -64,7 +64,12 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("stage", "weights"), [("train-vae", "generator.safetensors"), ("train-prior", "prior-diffusion-ebm.safetensors")]
+    ("stage", "weights"),
+    [
+        ("train-vae", "generator.safetensors"),
+        # Every training, stopped in this process, is resumed to the bit in tests/train/test_resuming.py.
+        pytest.param("train-prior", "prior-diffusion-ebm.safetensors", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_is_bit_identical(hebm, child, stage_one, tmp_path, stage, weights):
     """What is killed, in the middle of update 7, is a process; what it is compared with and what goes on from it are as
