@@ -44,7 +44,7 @@ from hebmtool.judge.evaluation import RECONSTRUCTIONS
 from hebmtool.judge.sources import Source, arrival_figures, list_sources, same
 from hebmtool.judge.spaces import load_spaces, share_figures
 from hebmtool.metrics import cache, distances
-from hebmtool.metrics.figures import Figure
+from hebmtool.metrics.figures import Figure, over_seeds
 from hebmtool.prior import DiffusionEBM, Gaussian, JointEBM, Prior, Steps
 from hebmtool.prior.ebm import SAMPLER
 from hebmtool.run import checkpoint, split
@@ -89,11 +89,9 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
 
 
 def spread(found: Sequence[tuple[float, float | None]], places: int = 3) -> str:
-    """The mean of (value, its own error) over seeds, and the error of that."""
-    values, errors = (np.array(each, dtype=float) for each in zip(*found, strict=True))
-    of_seeds = values.var(ddof=1) / len(values) if len(values) > 1 else np.nan
-    error = np.sqrt(np.nansum([of_seeds, np.square(errors).mean()]))
-    return f"{values.mean():.{places}f}" + (f" ± {error:.{places}f}" if error else "")
+    """The mean of (value, its own error) over seeds, and the error of that (`over_seeds`)."""
+    value, error = over_seeds(found)
+    return f"{value:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
 
 
 def seeds(options: argparse.Namespace) -> None:

@@ -68,10 +68,11 @@ class Evaluated(Tabled):
 
 
 class Compared(Tabled):
-    """Runs side by side.  columns: figures by RUN/PRIOR.  warnings: what makes them incomparable, or stale."""
+    """Runs side by side.  columns: figures by RUN/PRIOR.  warnings: what makes them incomparable, or stale.
+    seeds: closures over those that differ in the seed of learning alone."""
 
     def __init__(self, found: comparing.Comparison):
-        self.columns, self.warnings, self._found = found.columns, found.warnings, found
+        self.columns, self.warnings, self.seeds, self._found = found.columns, found.warnings, found.seeds, found
 
     def table(self) -> table.Table:
         return beside(self.columns, self._found.priors)

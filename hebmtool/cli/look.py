@@ -191,7 +191,7 @@ def compare(
     """Put runs side by side, from the figures `hebm evaluate` kept in them.
 
     Prints a row per figure and a column per run and prior, the best prior starred.  Says on stderr where runs were not
-    judged alike.
+    judged alike, and what closure is over those that differ in the seed of learning alone.
 
     Examples:
 
@@ -203,8 +203,8 @@ def compare(
     from hebmtool import api
 
     found = api.compare(*opened)
-    for warning in found.warnings:
-        note(warning)
+    for said in (*found.warnings, *(each.sentence() for each in found.seeds)):
+        note(said)
     _print(found, as_json, as_markdown)
 
 

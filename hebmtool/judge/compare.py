@@ -4,12 +4,15 @@ Nothing is measured, and torch is not needed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from hebmtool.judge.evaluation import RECONSTRUCTIONS, Evaluation, kept
-from hebmtool.metrics.figures import Figure, by_judged
-from hebmtool.run import records
+from hebmtool.metrics.figures import Figure, by_judged, over_seeds
+from hebmtool.run import header, records
 from hebmtool.run.folder import Run
+
+SPREAD = "closure"
+"""The figure whose spread over seeds of learning is told."""
 
 # What figures must share to be comparable, and what it is called.
 ALIKE = {
@@ -30,22 +33,41 @@ COMPARABLE = ("features", "reference", "samples")
 
 
 @dataclass
+class Seeds:
+    """A figure of one prior on one generator, learned with several seeds: its mean over these columns, and the error
+    of that, of seeds and of images (`over_seeds`)."""
+
+    figure: str
+    columns: list[str]
+    value: float
+    error: float | None
+
+    def sentence(self) -> str:
+        error = "" if self.error is None else f" ± {self.error:.3f}"
+        seeds = f"{len(self.columns)} seeds of learning ({', '.join(self.columns)})"
+        return f"{self.figure} over {seeds}: {self.value:.3f}{error}"
+
+
+@dataclass
 class Comparison:
     """runs: what is shown, newest first, a run's own name standing for its newest settings.  columns: figures per
     RUN/PRIOR, none where they are of other checkpoints than the run has now.  priors: those columns that are candidates
     for the best: reconstructions are the floor, not a prior.  warnings: sentences about what makes figures incomparable
-    or stale.  unsure: columns that do not say of which checkpoints they are."""
+    or stale.  unsure: columns that do not say of which checkpoints they are.  seeds: of those columns that are the same
+    but for the seed of learning, their closure."""
 
     runs: dict[str, Evaluation]
     columns: dict[str, list[Figure]]
     priors: list[str]
     warnings: list[str]
     unsure: list[str] = field(default_factory=list)
+    seeds: list[Seeds] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return {
             "runs": {name: found.as_dict() for name, found in self.runs.items()},
             "warnings": self.warnings,
+            **({"seeds": [asdict(each) for each in self.seeds]} if self.seeds else {}),
         }
 
 
@@ -57,15 +79,39 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     runs = list({run.path.resolve(): run for run in runs}.values())
     names = [run.name for run in runs]
-    made = Comparison({}, {}, [], [])
+    made, shown = Comparison({}, {}, [], []), {}
     for run in runs:
         name = str(run.path) if names.count(run.name) > 1 else run.name
+        shown[name] = run
         for words, alike in _by_settings(kept(run)).items():
             _show(made, run, f"{name}{words}", alike, newest=not words)
     differing = _differences(made.runs)
     if differing:
         made.warnings.append(f"these runs were not judged alike: {'; '.join(differing)}")
+    made.seeds = _over_seeds(made, shown)
     return made
+
+
+def _over_seeds(made: Comparison, runs: dict[str, Run]) -> list[Seeds]:
+    """The closures of columns whose priors differ in nothing but the seed they were learned with, judged alike."""
+    groups: dict[str, dict[int, str]] = {}
+    for column in made.priors:
+        name, _, kind = column.rpartition("/")
+        path = runs[name].prior_path(kind) if name in runs else None
+        if path is None or not path.is_file() or not _closure(made.columns[column]):
+            continue
+        found = header.header(path)
+        recipe = header.recipe(path, found)
+        same = recipe.model_dump(exclude={"name": True, "evaluate": True, "train_prior": {"seed"}})
+        key = repr((kind, found.step, found.extra.get("generator"), same, made.runs[name].settings))
+        groups.setdefault(key, {}).setdefault(recipe.prior_seed, column)
+    columns = [list(of_seed.values()) for of_seed in groups.values() if len(of_seed) > 1]
+    closures = [[(f.value, f.error) for c in each for f in _closure(made.columns[c])] for each in columns]
+    return [Seeds(SPREAD, each, *over_seeds(found)) for each, found in zip(columns, closures, strict=True)]
+
+
+def _closure(figures: Sequence[Figure]) -> list[Figure]:
+    return [figure for figure in figures if figure.name == SPREAD and figure.value is not None]
 
 
 def _by_settings(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:

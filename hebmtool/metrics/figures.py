@@ -1,7 +1,9 @@
 """What judging a run yields: one `Figure` per number, with its uncertainty.  Needs neither torch nor numpy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, variance
 
 
 @dataclass
@@ -35,3 +37,16 @@ def by_judged(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
     for figure in figures:
         found.setdefault(figure.of, []).append(figure)
     return found
+
+
+def over_seeds(found: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """The mean of (value, its own error) over S seeds of learning, and the error of that: sqrt(sd^2 / S + e^2), sd
+    being the standard deviation over seeds and e the root mean square of the errors.
+
+    Seeds share the noise of their draws, Gaussian samples, reconstructions and the reference, so that e is no smaller
+    for their mean.
+    """
+    values, errors = [value for value, _ in found], [error for _, error in found if error is not None]
+    squares = variance(values) / len(values) if len(values) > 1 else 0.0
+    squares += fmean(error**2 for error in errors) if errors else 0.0
+    return fmean(values), math.sqrt(squares) if len(values) > 1 or errors else None

@@ -6,10 +6,15 @@ import sys
 
 import pytest
 import torch
+from tiny import DIGITS
 
+from hebmtool import recipe
 from hebmtool.judge.compare import compare
 from hebmtool.judge.evaluate import evaluate
+from hebmtool.judge.evaluation import kept
+from hebmtool.metrics.figures import over_seeds
 from hebmtool.run.folder import Run
+from hebmtool.train.prior import train_prior
 
 CPU = torch.device("cpu")
 
@@ -77,3 +82,31 @@ def test_neither_torch_nor_numpy_is_needed_to_compare(child):
     code = "import sys, hebmtool.judge.compare; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     status, _, err = child(sys.executable, "-c", code).finish()
     assert status == 0, err
+
+
+def test_compare_tells_the_closure_over_seeds_of_learning(hebm, copied):
+    """Of runs that differ in train_prior.seed alone; one trained longer is another matter."""
+    for name, seed, updates in (("one", 1, 3), ("longer", 2, 4)):
+        shutil.copytree(copied / "digits", copied / name)
+        run = Run(copied / name)
+        for path in (run.prior_path("ebm"), run.prior_train_path("ebm")):
+            path.unlink()
+        more = [
+            "prior.labels=[class]",
+            "prior.kind=ebm",
+            f"train_prior.seed={seed}",
+            f"train_prior.iterations={updates}",
+        ]
+        with run.lock():
+            train_prior(recipe.load("digits", [*DIGITS, *more, f"name={name}"]), run, CPU)
+    opened = [Run.open(name, copied) for name in ("digits", "one", "longer")]
+    for run in opened:
+        evaluate(run, CPU, "ebm", samples=12)
+    [seeds] = compare(opened).seeds
+    assert seeds.columns == ["digits/ebm", "one/ebm"]
+    closures = [(f.value, f.error) for run in opened[:2] for f in kept(run)[0].figures if f.name == "closure"]
+    assert (seeds.value, seeds.error) == over_seeds(closures)
+    status, out, err = hebm("compare", "digits", "one", "longer", "--runs", copied, "--json")
+    assert status == 0, err
+    assert json.loads(out)["seeds"][0]["columns"] == seeds.columns
+    assert seeds.sentence() in err and compare(opened[:1]).seeds == []
