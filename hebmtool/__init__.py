@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hebmtool.api import compare as compare
     from hebmtool.api import evaluate as evaluate
     from hebmtool.api import export as export
+    from hebmtool.api import fid as fid
     from hebmtool.api import import_nvae as import_nvae
     from hebmtool.api import info as info
     from hebmtool.api import load as load
@@ -42,6 +43,7 @@ PLACES = {
     "compare": "hebmtool.api",
     "evaluate": "hebmtool.api",
     "export": "hebmtool.api",
+    "fid": "hebmtool.api",
     "import_nvae": "hebmtool.api",
     "info": "hebmtool.api",
     "load": "hebmtool.api",

@@ -1,11 +1,13 @@
-"""What a person sees while something runs: notes and progress bars, on stderr, bars only on a terminal.
+"""What a person sees while something runs: notes and progress on stderr, as bars on a terminal and as lines in a log.
 
-All of it is best effort: a stderr that is full, closed, or a pipe whose reader has gone stops no work.
+All of it is best effort: a stderr that is full, closed, or a pipe whose reader has gone stops no work.  Asked to be
+quiet, nothing but errors is said.
 """
 
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -69,10 +71,25 @@ def protect() -> None:
         sys.stderr = BestEffort(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
 
 
-def note(text: str, everywhere: bool = False) -> None:
+_quiet = False
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Say nothing from now on that is no error: neither notes nor progress."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(text: str, everywhere: bool = False) -> None:
     """One line on stderr, as written; of several processes the first's alone, or every one's with `everywhere`."""
     if everywhere or ranks.is_first():
         stderr.print(printable(text), markup=False, emoji=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """`say`, unless quiet is asked for."""
+    if not _quiet:
+        say(text)
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -86,15 +103,62 @@ _STEERING = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x1a\x1c-\x1f\x7f-\x9f\u202a-\
 
 
 class Bar:
-    """A progress bar that is not there when stderr is no terminal."""
+    """How far something is: drawn on a terminal; else a line now and then (`Pace`)."""
 
-    def __init__(self, progress: "Progress", task: int):
-        self._progress, self._task = progress, task
+    def __init__(self, progress: "Progress", task: int, pace: "Pace | None"):
+        self._progress, self._task, self._pace = progress, task, pace
 
     def advance(self, by: int = 1, text: str | None = None) -> None:
+        if self._pace is not None:
+            self._pace.advance(by, text)
+            return
         self._progress.advance(self._task, by)
         if text is not None:
             self._progress.update(self._task, text=text)
+
+
+QUIET_SECONDS = 60.0
+"""Nothing that ends before is told of in lines, and between two of them passes as much."""
+
+SHARE = 0.01
+"""Of the whole, that is done between two lines: a hundred at most."""
+
+
+class Pace:
+    """Lines in a log: what is done, in which time the rest will be, and what was said last.
+
+    >>> pace = Pace("train-vae", 20_000, 0)
+    >>> pace.line(300.0, 5_000, "ELBO -71.3")
+    'train-vae: 5,000 of 20,000 (25%), 15 min left, ELBO -71.3'
+    """
+
+    def __init__(self, title: str, total: int, done: int):
+        self.title, self.total, self.begun, self.done, self.text = title, total, done, done, ""
+        self.started = self.told_at = time.monotonic()
+        self.told = done
+
+    def advance(self, by: int, text: str | None) -> None:
+        self.done += by
+        self.text = self.text if text is None else text
+        now = time.monotonic()
+        if now - self.told_at >= QUIET_SECONDS and self.done - self.told >= SHARE * self.total:
+            self.told_at, self.told = now, self.done
+            note(self.line(now - self.started, self.done - self.begun, self.text))
+
+    def line(self, seconds: float, made: int, text: str) -> str:
+        """After so many seconds, in which so much was made."""
+        done = self.begun + made
+        left = f"{span(seconds * (self.total - done) / made)} left" if made else "just begun"
+        said = f"{self.title}: {done:,} of {self.total:,} ({done / max(1, self.total):.0%}), {left}"
+        return f"{said}, {text}" if text else said
+
+
+def span(seconds: float) -> str:
+    """A time as one says it: "40 s", "15 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 _shown: list["Progress"] = []
@@ -102,12 +166,14 @@ _shown: list["Progress"] = []
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar over `total` things, `done` of them done already; gone when the block ends.  Within another's block it
-    stands below that one."""
+    """How far something of `total` things is, `done` of them done already: a bar that is gone when the block ends and,
+    within another's block, stands below that one; without a terminal lines, where it takes its time."""
+    drawn = stderr.is_terminal and ranks.is_first() and not _quiet
+    pace = None if drawn else Pace(title, total, done)
     if _shown:
         task = _shown[0].add_task(title, total=total, completed=done, text="")
         try:
-            yield Bar(_shown[0], task)
+            yield Bar(_shown[0], task, pace)
         finally:
             _shown[0].remove_task(task)
         return
@@ -121,12 +187,11 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         bar.TimeRemainingColumn(),
         bar.TextColumn("{task.fields[text]}"),
     )
-    with bar.Progress(
-        *columns, console=stderr, transient=True, disable=not (stderr.is_terminal and ranks.is_first())
-    ) as bars:
+    # Over five minutes, for an update may take one.
+    with bar.Progress(*columns, console=stderr, transient=True, disable=not drawn, speed_estimate_period=300) as bars:
         task = bars.add_task(title, total=total, completed=done, text="")
         _shown.append(bars)
         try:
-            yield Bar(bars, task)
+            yield Bar(bars, task, pace)
         finally:
             _shown.pop()

@@ -30,3 +30,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     must stand there, in order."""
     near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=NEAR)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def not_installed(what: str, package: str, extra: str) -> HebmError:
+    """What is said where a package is missing that only some uses need; `extra` of this package brings it."""
+    return HebmError(f'{what} {package}, which is not installed; install it with `pip install "hebmtool[{extra}]"`')

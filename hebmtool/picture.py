@@ -2,13 +2,14 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from hebmtool import files
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # pixels between images, after enlarging
 SMALLEST_CELL = 48  # tiny images are enlarged until a cell has this many pixels
+SOFTWARE = "hebmtool"
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -97,11 +99,33 @@ def rows(parts: Sequence[tuple[str, Tensor]]) -> Image.Image:
     return canvas
 
 
-def to_png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+def to_png(picture: Image.Image, about: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file, which says `about` itself in text chunks."""
+    buffer, said = io.BytesIO(), PngInfo()
+    for key, text in (about or {}).items():
+        said.add_text(key, text)
+    picture.save(buffer, format="PNG", pnginfo=said)
     return buffer.getvalue()
+
+
+def saying(png: bytes, about: Mapping[str, str]) -> bytes:
+    """A PNG file with the same pixels that says `about` itself."""
+    return to_png(Image.open(io.BytesIO(png)), about) if about else png
+
+
+def about(path: Path | str) -> dict[str, str]:
+    """What the PNG at `path` says of how it was made: Software, run, prior, seed, index, ...; {} where nothing.
+
+    Raises:
+        HebmError: it cannot be read as a PNG.
+    """
+    try:
+        with Image.open(files.regular(path), formats=["PNG"]) as opened:
+            opened.load()
+            found = dict(opened.text)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HebmError(f"{path} cannot be read as a PNG ({error}); give one that hebm wrote, or a run") from error
+    return {key: str(text) for key, text in found.items()} if SOFTWARE in found.get("Software", "") else {}
 
 
 def plot_to_png(plot: "Figure", dpi: int = 110) -> bytes:
@@ -116,9 +140,9 @@ def save(picture: Image.Image, path: Path | str, durable: bool = True) -> None:
     files.write_bytes(path, to_png(picture), durable=durable)
 
 
-def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:
-    """`save(grid(images, columns), path)`."""
-    save(grid(images, columns), path)
+def to_rgb_nhwc(images: Tensor) -> np.ndarray:
+    """uint8 [N, C, H, W] -> uint8 array [N, H, W, 3], grey in all three: as ADM's evaluation suite reads samples."""
+    return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_nhwc(images: Tensor) -> np.ndarray:

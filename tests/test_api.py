@@ -570,6 +570,27 @@ def test_info_is_data_and_reads_as_text(tiny, model, flow):
         assert repr(found).startswith(f"{each.run.path}: {each.run.name}, digits images 1x8x8")
 
 
+def test_info_has_labels_and_evaluations_in_data_and_in_words(copied):
+    run = Run(copied / "digits")
+    for _ in range(2):
+        hebmtool.evaluate(run, "ebm", device="cpu", steps=1)
+    hebmtool.evaluate(run, "ebm", device="cpu", steps=1, seed=5)
+    found = hebmtool.info(run)
+    [label] = found["labels"]
+    assert (label["name"], label["step"], len(label["values"])) == ("class", 2, 10)
+    assert label["accuracy"] == run.figures()["label_accuracy"]["class"] and "origin" not in label
+    seeds = [each["provenance"]["seed"] for each in found["evaluations"]]
+    assert seeds == [5, 0] and {each["origin"] for each in found["evaluations"]} == {"now"}
+    lines = repr(found).splitlines()
+    assert any(line.startswith("label class: 10 values, 2 updates, found in") for line in lines)
+    fd = next(f["value"] for f in found["evaluations"][0]["figures"] if (f["name"], f["of"]) == ("FD", "ebm"))
+    assert any(line.startswith("  ebm: ") and f"FD {fd:.3f}" in line for line in lines)
+    assert sum(line.startswith("evaluated 24 images a set against") for line in lines) == 2
+    assert f"({found['test_images']} test images)" in repr(found)
+    (run.path / "prior-ebm.safetensors").unlink()
+    assert "of other checkpoints than these" in repr(hebmtool.info(run))
+
+
 def test_evaluate_and_compare(copied):
     run = Run(copied / "digits")
     found = hebmtool.evaluate("digits", "ebm", runs=copied, device="cpu", steps=1, command="as typed")

@@ -26,6 +26,63 @@ def test_bars_stand_within_bars(monkeypatch):
     assert "outer" in screen.getvalue() and "inner" in screen.getvalue()
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when told to."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_has_a_line_once_a_minute_with_what_is_left(clock, capsys):
+    with console.progress("train-vae", 400, 100) as bar:
+        for _ in range(100):
+            clock[0] += 1
+            bar.advance()
+            bar.advance(0, f"loss {clock[0]:.0f}")
+    # After 60 of 300 updates, a second each, 240 are left.
+    assert capsys.readouterr().err == "train-vae: 160 of 400 (40%), 4 min left, loss 59\n"
+
+
+def test_what_is_short_says_nothing_and_what_is_long_at_most_a_hundred_lines(clock, capsys):
+    with console.progress("short", 60) as bar:
+        for _ in range(59):
+            clock[0] += 1
+            bar.advance()
+    assert capsys.readouterr().err == ""
+    with console.progress("long", 1000) as bar:
+        for _ in range(1000):
+            clock[0] += 100
+            bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 100 and lines[-1] == "long: 1,000 of 1,000 (100%), 0 s left"
+
+
+def test_quiet_silences_notes_and_progress_and_no_error(clock, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_quiet", False)  # set back afterwards
+    console.be_quiet()
+    console.note("a note")
+    with console.progress("long", 2) as bar:
+        clock[0] += 1000
+        bar.advance()
+    console.say("hebm: an error")
+    assert capsys.readouterr().err == "hebm: an error\n"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3, "3 s"), (89, "89 s"), (900, "15 min"), (12_000, "3 h 20 min")])
+def test_times_are_said_as_one_says_them(seconds, said):
+    assert console.span(seconds) == said
+
+
+def test_every_command_takes_quiet_wherever_it_stands(hebm, tiny, tmp_path):
+    for words in (("--quiet", "info", "nope"), ("info", "--quiet", "nope")):
+        status, out, err = hebm(*words, "--runs", tiny)
+        assert status == 1 and not out and err.startswith("hebm: there is no run 'nope'")
+    drawn = ("sample", "-n", 1, "--runs", tiny, "--force", "--out", tmp_path / "a.png")
+    assert "the newest run" in hebm(*drawn)[2]
+    assert hebm(*drawn, "--quiet") == (0, f"{tmp_path / 'a.png'}\n", "")
+
+
 class Broken(io.StringIO):
     """A stream that takes nothing."""
 

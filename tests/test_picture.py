@@ -132,7 +132,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
     monkeypatch.setattr(os, call, fail)
     expected = HebmError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as raised:
-        picture.save_grid(random_images(2), path)
+        picture.save(picture.grid(random_images(2)), path)
     monkeypatch.undo()
     if expected is HebmError:
         assert str(path) in str(raised.value) and "no space left" in str(raised.value)
@@ -142,4 +142,4 @@ def test_a_failed_save_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HebmError, match="could not save"):
-        picture.save_grid(random_images(1), tmp_path / "file" / "grid.png")
+        picture.save(picture.grid(random_images(1)), tmp_path / "file" / "grid.png")

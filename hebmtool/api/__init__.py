@@ -1,9 +1,9 @@
 """The package as a whole, for a notebook, a program or the command line: each use one call, words for arguments.
 
 `model` loads a run and has every use of its prior as a method, whose results (`results`) show themselves; `train` makes
-runs (`planning`: what that will take), `judging` says what they reached, side by side, `sharing` gives them away.  The
-names are those of the commands.  Nothing is computed here: a function reads its words, calls the rooms below and puts
-what they found into one object.
+runs (`planning`: what that will take), `judging` says what they reached, side by side, `distance` how far apart sets of
+images are, `sharing` gives them away.  The names are those of the commands.  Nothing is computed here: a function reads
+its words, calls the rooms below and puts what they found into one object.
 
 Names are imported on first use: what reads recipes or kept figures alone never waits for torch.
 """
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hebmtool.api.distance import fid as fid
     from hebmtool.api.judging import compare as compare
     from hebmtool.api.judging import evaluate as evaluate
     from hebmtool.api.judging import info as info
@@ -31,6 +32,7 @@ PLACES = {
     "compare": "hebmtool.api.judging",
     "evaluate": "hebmtool.api.judging",
     "export": "hebmtool.api.sharing",
+    "fid": "hebmtool.api.distance",
     "import_nvae": "hebmtool.api.train",
     "info": "hebmtool.api.judging",
     "load": "hebmtool.api.model",

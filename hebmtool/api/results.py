@@ -15,7 +15,7 @@ from torch import Tensor
 from hebmtool import files, picture
 from hebmtool.judge import diagnose as diagnostics
 from hebmtool.judge import labels as label_judge
-from hebmtool.judge import ood
+from hebmtool.judge import ood, verdict
 from hebmtool.metrics.features import Features
 from hebmtool.metrics.flow_match import Match
 from hebmtool.picture import Pictures
@@ -184,6 +184,11 @@ class Separation(Shown):
     prior: str
     methods: list[ood.Method]
 
+    @property
+    def verdict(self) -> str:
+        """Which score and cut to use, and how sure that is, in a sentence."""
+        return verdict.outliers(self.methods)
+
     def table(self) -> str:
         return ood.table(self.methods)
 
@@ -192,14 +197,14 @@ class Separation(Shown):
         return [method.sentence() for method in self.methods]
 
     def figures(self) -> dict:
-        about = {"run": self.run, "prior": self.prior, "positives": "out-of-distribution"}
+        about = {"run": self.run, "prior": self.prior, "verdict": self.verdict, "positives": "out-of-distribution"}
         return about | {"images": len(self.methods[0].inside), "methods": [m.figures() for m in self.methods]}
 
     def png(self) -> bytes:
         return ood.figure(self.methods)
 
     def __repr__(self) -> str:
-        return "\n".join([self.table(), *self.lines()])
+        return "\n".join([self.verdict, "", self.table(), *self.lines()])
 
 
 @dataclass(repr=False)
@@ -338,6 +343,11 @@ class Diagnosed(Shown):
     def figures(self) -> list:
         return self.found.figures
 
+    @property
+    def verdict(self) -> str | None:
+        """Where the hole is, and what of it the prior leaves, in a sentence; None where no part that was asked says."""
+        return verdict.hole(self.figures)
+
     def table(self) -> str:
         return diagnostics.table(self.figures)
 
@@ -348,4 +358,5 @@ class Diagnosed(Shown):
         return None if self.found.chains is None else self.png()
 
     def __repr__(self) -> str:
-        return self.table()
+        """The verdict, the figures, and what those of the verdict are."""
+        return "\n\n".join(filter(None, [self.verdict, self.table(), "\n".join(verdict.legend(self.figures))]))

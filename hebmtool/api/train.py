@@ -69,6 +69,7 @@ def train_vae(
     resume: bool = False,
     rewind: bool = False,
     data_path: str | Path | None = None,
+    finetune: bool = False,
 ) -> Run:
     """Stage one: train the multi-layer generator and its encoder.
 
@@ -81,6 +82,9 @@ def train_vae(
         resume: go on from the run's last checkpoint.
         rewind: go on from the checkpoint before that, from which training went on without trouble.
         data_path: where the images are, in place of the recipe's `data.path`.
+        finetune: begin with the generator of the run that `recipe` names, as an imported one's, and with the KL's
+            weight at 1 (train_vae.kl_warmup 0, unless overridden): there, where nothing was trained on it, or under
+            another `name`.
 
     Under torchrun the processes share every update's batch, with the result of one; started again by it after one of
     them has died, they go on from what was saved.
@@ -88,21 +92,32 @@ def train_vae(
     Returns the run.  SIGINT, SIGTERM and SIGHUP save and stop after the current update.
 
     Raises:
-        UsageError: a mistake in the recipe, or one that has no such stage; no such device.
+        UsageError: a mistake in the recipe, or one that has no such stage; no run to finetune; no such device.
         HebmError: the run is there already, or is not and is to be resumed; unusable data, a loss that is no longer
             finite, a failed save, or stopped by a signal.
     """
+    if finetune and (resume or rewind):
+        raise UsageError("finetuning begins with what a run has; to go on with a finetuning, only resume it")
+    start = _start(recipe, runs) if finetune else None
+    if start is not None:
+        overrides = _over({"train_vae.kl_warmup": 0}, overrides)
     settings, at = meant(recipe, overrides, runs, data_path=data_path)
     if settings.one_stage:
         kind = settings.prior.kind
         raise UsageError(f"prior.kind {kind} learns its generator together with the prior; use `hebm train-prior`")
     from hebmtool.compute import pick_device
+    from hebmtool.train import loggers
     from hebmtool.train.vae import train_vae as train
 
     where = pick_device(device)
-    resume = resume or rewind or _goes_on(at)
-    with Run.create(runs, settings, resume, at) as run:
-        train(settings, run, where, resume, rewind)
+    loggers.check(settings.loggers)
+    if _goes_on(at) and (start is None or at.generator_train_path.is_file()):
+        resume, start = True, None
+    resume = resume or rewind
+    if here := start == at.generator_path:
+        _check_untouched(at)
+    with at.lock() if here else Run.create(runs, settings, resume, at) as run, loggers.following(run, settings):
+        train(settings, run, where, resume, rewind, start)
         again_in.remark(run)
     return run
 
@@ -158,14 +173,16 @@ def train_prior(
         raise HebmError(f"there is no generator in {at.path}; train it first with `hebm train-vae {word}`")
     from hebmtool.compute import pick_device
     from hebmtool.judge.trained import Judge
+    from hebmtool.train import loggers
 
+    loggers.check(settings.loggers)
     where, resume = pick_device(device), resume or rewind
     judge = Judge(settings, where, trusted=trust_features)
     if settings.one_stage:
         return _one_stage(settings, at, judge, resume, rewind)
     from hebmtool.train.labels import train_labels
 
-    with Run.open(at.path, at.path.parent).lock() as run:
+    with Run.open(at.path, at.path.parent).lock() as run, loggers.following(run, settings):
         run.require_generator()
         closure = None
         if finetune:
@@ -177,6 +194,31 @@ def train_prior(
         again_in.remark(run)
     found = {"run": str(run.path), "closure": None if closure is None else closure.figures()}
     return found | ({"labels": labels} if labels else {})
+
+
+def _start(word: object, runs: str | Path) -> Path:
+    """The generator of the run that is named.  Raises HebmError where there is none."""
+    run = again_in.named(word, runs)
+    if run is None:
+        raise UsageError(f"finetuning begins with the generator of a run, and {word} is none; name one by its folder")
+    return run.require_generator()
+
+
+def _check_untouched(run: Run) -> None:
+    """Raise HebmError where something was trained on the run's generator, or it was trained here itself."""
+    another = "finetune it under another name (name=NAME)"
+    if run.generator_train_path.is_file():
+        raise HebmError(f"the generator in {run.path} was trained there; resume it, or {another}")
+    later = [*run.priors()[1:], *run.labels()]
+    if later:
+        raise HebmError(f"{run.path} has {', '.join(later)}, learned on its generator as it is; {another}")
+
+
+def _over(before: Mapping[str, object], overrides: Overrides) -> Overrides:
+    """Overrides that come after others."""
+    if isinstance(overrides, Mapping):
+        return {**before, **overrides}
+    return [*(f"{key}={json.dumps(value)}" for key, value in before.items()), *overrides]
 
 
 def _trainer(settings: Recipe):
@@ -196,6 +238,7 @@ def _goes_on(run: Run) -> bool:
 
 
 def _one_stage(settings: Recipe, at: Run, judge, resume: bool, rewind: bool) -> dict:
+    from hebmtool.train.loggers import following
     from hebmtool.train.one_stage import train_one_stage
 
     if settings.train_prior.readjust_bn:
@@ -203,7 +246,7 @@ def _one_stage(settings: Recipe, at: Run, judge, resume: bool, rewind: bool) -> 
             f"train_prior.readjust_bn is for BatchNorms, and a {settings.prior.kind} model has none; leave it out"
         )
     resume = resume or _goes_on(at)
-    with Run.create(at.path.parent, settings, resume, at) as run:
+    with Run.create(at.path.parent, settings, resume, at) as run, following(run, settings):
         prior = train_one_stage(settings, run, judge.device, resume, judge.ready, rewind)
         return {"run": str(run.path), prior.kind: judge.one_stage(prior, run)}
 

@@ -1,12 +1,11 @@
 """Commands that draw from a prior: images, some layers given the others, what is asked for."""
 
-import json
 import re
 from typing import Annotated
 
 import typer
 
-from hebmtool.cli import options, outputs
+from hebmtool.cli import options, outputs, streams
 from hebmtool.console import note
 from hebmtool.errors import UsageError
 
@@ -40,6 +39,17 @@ def sample(
             min=1, max=options.MOST, help="Columns of the grid.", show_default="square", rich_help_panel=options.OUTPUT
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="adm: an .npz as ADM's evaluation suite reads it, arr_0, uint8 [N, H, W, 3].",
+            show_default="as --out ends",
+            rich_help_panel=options.OUTPUT,
+            **options.one_of("--format", "adm"),
+        ),
+    ] = None,
     force: options.Force = False,
     as_json: Annotated[
         bool, options.json("What the chain's moves came to, and whether it has arrived, as one JSON object on stdout.")
@@ -56,14 +66,15 @@ def sample(
     """Draw images from a run's prior (HEBM's Algorithm 2).
 
     Prints the path written.  A sampler whose draws are less likely under the energies than posterior latents are, which
-    has then not arrived, says so.  A folder that was not filled, for it was
-    interrupted, is gone on with by the same command.
+    has then not arrived, says so.  A folder that was not filled, for it was interrupted, is gone on with by the same
+    command.  PNGs say how they were drawn, which `hebm info PICTURE.png` tells.
 
     Examples:
 
         hebm sample -n 100 --seed 7 --out grid.png
         hebm sample --prior gaussian -n 50000 --out samples/
         hebm sample --fast -n 10000 --out samples.npz
+        hebm sample -n 50000 --out adm.npz --format adm
         hebm sample --chain underdamped --steps 30 --theta 0.3
         hebm sample --chain hmc --steps 64 --json
         hebm sample --progressive -n 8 --out - | display
@@ -71,7 +82,9 @@ def sample(
     if progressive and pixels is not None:
         raise UsageError("--progressive shows means of what is drawn; leave out either it or --pixels")
     options.check_stdout(as_json, "--out -", out == "-")
-    sink = outputs.images(out, force, columns, goes_on=not progressive)
+    if form and (progressive or out is None):
+        raise UsageError(f"--format {form} writes images into an .npz; name one by --out, without --progressive")
+    sink = outputs.images(out, force, columns, goes_on=not progressive, adm=form == "adm")
     sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     batches = options.READJUST_BATCHES if readjust_bn else 0
@@ -79,6 +92,7 @@ def sample(
     readjusted = readjust_bn and (readjust_temperature == 1 or readjust_temperature)
     said = {"n": None if n == 64 else n, "columns": columns, "readjusted": readjusted}
     sink = sink or _in_samples(model, "progressive" if progressive else "sample", seed, columns, **said, **how)
+    sink.about = outputs.about(model, seed, progressive=progressive, noise=noise, pixels=pixels, **how)
     if progressive:
         strips = model.progressive(n, seed, **how)
         sink.columns = columns or strips.shape[1]
@@ -89,7 +103,8 @@ def sample(
         sink.write(model.batches(n, seed, pixels=pixels, only=sink.begin(n, asked), **how))
     if as_json:
         arrival = None if model.arrival is None else model.arrival.as_dict()
-        print(json.dumps({"path": str(sink.path), "prior": model.prior.kind, "images": n, "arrival": arrival}))
+        about = {"run": str(model.run.path), "prior": model.prior.kind, "seed": seed, "images": n}
+        streams.print_json({"path": str(sink.path)} | about | {"arrival": arrival})
     elif sink.path is not None:
         print(sink.path)
 
@@ -162,7 +177,7 @@ def hier_sample(
     if as_json:
         for sentence in drawn.rises:
             note(sentence)
-        print(json.dumps(drawn.figures() | {"picture": str(sink.path)}))
+        streams.print_json(drawn.figures() | {"picture": str(sink.path)})
     elif sink.path is not None:
         print(sink.path)
 
@@ -234,7 +249,8 @@ def controllable(
     for line in found.lines():
         note(line)
     if as_json:
-        print(json.dumps({"picture": str(sink.path)} | found.figures))
+        about = {"run": str(model.run.path), "prior": found.prior, "seed": seed}
+        streams.print_json({"picture": str(sink.path)} | about | found.figures)
     elif sink.path is not None:
         print(sink.path)
 

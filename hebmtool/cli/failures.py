@@ -12,7 +12,7 @@ from functools import partial
 import typer
 
 from hebmtool import ranks
-from hebmtool.console import note
+from hebmtool.console import say
 from hebmtool.errors import HebmError
 
 # Newer typer carries its own copy of click, older ones import it: reach its base exception through typer itself.
@@ -40,36 +40,36 @@ def explain(error: BaseException, debug: bool, options: Collection[str] = ()) ->
 
     Of several processes each says what only it has met, once they have met each other: before, all meet the same.
     """
-    say = partial(note, everywhere=ranks.joined() and not getattr(error, "everywhere", False))
+    tell = partial(say, everywhere=ranks.joined() and not getattr(error, "everywhere", False))
     if isinstance(error, HebmError):
-        say(f"hebm: {error}")
+        tell(f"hebm: {error}")
         return error.exit_code
     if isinstance(error, ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "hebm"
         if not error.format_message():  # a bare `hebm`: its help has been printed
             return 2
-        say(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
+        tell(f"hebm: {' '.join(error.format_message().split())} (see `{command} --help`)")
         return error.exit_code
     if isinstance(error, BrokenPipeError) and error.filename is None and _unread_stdout():
         _discard_stdout()  # the reader went away, as `head` does
         return 0
     if isinstance(error, KeyboardInterrupt | typer.Abort) or _interrupted(error):
-        say("hebm: interrupted")
+        tell("hebm: interrupted")
         return 130
     if out_of_memory(error):
-        say(f"hebm: {_short_of_memory(error, options)}")
+        tell(f"hebm: {_short_of_memory(error, options)}")
         return 1
     if isinstance(error, OSError):
         if error.filename is None:
             _discard_stdout()
-        say(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
+        tell(f"hebm: {error.filename or 'standard output'}: {error.strerror or error}")
         return 1
     if ranks.joined() and _lost(error):
-        say(f"hebm: process {ranks.rank()} has lost another one, which has ended; that one said why")
+        tell(f"hebm: process {ranks.rank()} has lost another one, which has ended; that one said why")
         return 1
     hint = "" if debug else "; run again with --debug for the traceback, and please report it"
-    say(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+    tell(f"hebm: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
     return 1
 
 
@@ -131,7 +131,7 @@ class Unread:
 
     def __call__(self, error: HebmError) -> None:
         self.count += 1
-        note(f"hebm: {error}")
+        say(f"hebm: {error}")
 
     def leave(self) -> None:
         if self.count:

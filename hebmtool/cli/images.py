@@ -1,6 +1,5 @@
 """Commands that look at images: how likely they are, what the model makes of them, what it fills in."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +81,8 @@ def ood_score(
 
     `--auroc` holds the run's test images against out-of-distribution sets, these being the positives: AUROC, AUPRC and
     the share of test images flagged when 95% of the others are, with 95% bootstrap intervals, at every cut.  Without
-    `--ood` the sets are made of the run's own images and of what scikit-learn carries.  Also draws the figure.
+    `--ood` the sets are made of the run's own images and of what scikit-learn carries.  Says first, on stderr, which
+    score to use, above which layer, and how sure that is.  Also draws the figure.
 
     Examples:
 
@@ -113,8 +113,9 @@ def _print_separation(model, found, sink: outputs.Sink | None, as_json: bool, na
     path = model.run.samples_dir / name if sink is None else sink.path
     found.save(path)
     if as_json:
-        print(json.dumps(found.figures() | {"picture": str(path)}))
+        streams.print_json(found.figures() | {"picture": str(path)})
         return
+    note(found.verdict)
     print(found.table())
     for line in found.lines():
         print(line)
@@ -125,7 +126,10 @@ def _print_scores(scores: Iterator, unread: Unread, as_json: bool) -> None:
     count = 0
     try:
         for each in scores:
-            print(json.dumps(each._asdict()) if as_json else f"{each.score:.6g}\t{each.path}", flush=True)
+            if as_json:
+                streams.print_json(each._asdict(), flush=True)
+            else:
+                print(f"{each.score:.6g}\t{each.path}", flush=True)
             count += 1
     except BrokenPipeError as error:
         # Left to itself, typer would make a failure of it.
@@ -175,11 +179,14 @@ def reconstruct(
     found = model.reconstruct(given, n=n, steps=steps, seed=seed, fit=fit, failed=unread)
     said = {"of": found.names} if paths else {"n": None if n == 16 else n}
     name = outputs.name("reconstruct", found.prior, **said, steps=steps, fit=fit, seed=seed)
-    sink = _write(found, found.made, sink, model, name)
+    sink = _write(found, found.made, sink, model, name, outputs.about(model, seed, steps=steps))
     if sink.path is not None:
         for each in found.figures():
             psnr = float("inf") if each["psnr"] is None else each["psnr"]
-            print(json.dumps(each) if as_json else f"{each['mse']:.6f}\t{psnr:.2f}\t{each['path']}")
+            if as_json:
+                streams.print_json(each)
+            else:
+                print(f"{each['mse']:.6f}\t{psnr:.2f}\t{each['path']}")
     _say(found, sink, "reconstructions")
     unread.leave()
 
@@ -253,12 +260,16 @@ def inpaint(
     said = {"of": found.names} if paths else {"n": None if n == 8 else n}
     said |= {"draws": None if draws == 4 else draws, "damaged": damaged, "steps": steps, "fit": fit}
     name = outputs.name("inpaint", found.prior, **{"": mask}, **said, seed=seed)
-    sink = _write(found, found.completions.flatten(0, 1), sink, model, name)
+    told = outputs.about(model, seed, mask=mask if mask.partition(":")[0] in MASKS else None, steps=steps)
+    sink = _write(found, found.completions.flatten(0, 1), sink, model, name, told)
     if sink.path is not None:
         for each in found.figures():
             values = (float("inf") if each[key] is None else each[key] for key in ("psnr", "psnr_of_mean"))
             text = "\t".join(f"{value:.2f}" for value in values)
-            print(json.dumps(each) if as_json else f"{text}\t{each['path']}")
+            if as_json:
+                streams.print_json(each)
+            else:
+                print(f"{text}\t{each['path']}")
     _say(found, sink, "completions")
     unread.leave()
 
@@ -272,9 +283,10 @@ def given_paths(paths: list[str] | None, null: bool) -> Iterator[str] | None:
     return (name for path in paths for name in (streams.paths(null) if path == "-" else [path]))
 
 
-def _write(found, made, sink: outputs.Sink | None, model, name: str) -> outputs.Sink:
+def _write(found, made, sink: outputs.Sink | None, model, name: str, about: dict[str, str]) -> outputs.Sink:
     """`made` into a folder or .npz; otherwise the result's picture, by default under this name in the run's samples."""
     sink = sink or outputs.Sink(str(model.run.samples_dir / name), force=True)
+    sink.about = about
     if sink.one_picture:
         sink.write_picture(found.png())
     else:
@@ -321,7 +333,7 @@ def flow_match(
     path = model.run.samples_dir / name if sink is None else sink.path
     found.save(path)
     if as_json:
-        print(json.dumps(found.figures() | {"picture": str(path)}))
+        streams.print_json(found.figures() | {"picture": str(path)})
     else:
         print(found.sentence())
         note(f"figure: {path}")

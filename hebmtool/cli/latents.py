@@ -64,7 +64,9 @@ def decode(
         hebm decode latents.npz --out decoded.png
     """
     sink = outputs.images(out, force)
-    made = options.load(run, runs, prior, device).decode(latents)
+    model = options.load(run, runs, prior, device)
+    made = model.decode(latents)
+    sink.about = outputs.about(model, None)
     sink.write([made])
     if sink.path is not None:
         note(f"{len(made)} images: {sink.path}")
@@ -103,6 +105,7 @@ def interpolate(
     sink = outputs.images(out, force)
     model, unread = options.load(run, runs, prior, device, data_path=data_path), Unread()
     found = model.interpolate(given_paths(paths, null), points, steps=steps, seed=seed, fit=fit, failed=unread)
+    sink.about = outputs.about(model, seed, steps=steps)
     if sink.one_picture:
         sink.write_picture(found.png())
     else:

@@ -1,15 +1,15 @@
 """Commands that say what runs are and what they reached."""
 
-import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hebmtool.cli import options, outputs
+from hebmtool.cli import options, outputs, streams
 from hebmtool.console import note
-from hebmtool.errors import UsageError
+from hebmtool.errors import HebmError, UsageError
 
 
 def runs(
@@ -55,30 +55,58 @@ def _list(found: list, as_json: bool) -> None:
 
     if as_json:
         for each in found:
-            print(json.dumps(each.as_dict()))
+            streams.print_json(each.as_dict())
     elif found:
         print(table.for_stdout(listing.table(found)))
 
 
 def info(
-    run: options.RunNamed = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN or PICTURE",
+            help="A run's name or folder, or hf://USER/NAME on the hub; or a PNG that hebm wrote.",
+            show_default="the newest run",
+            autocompletion=options.run_names,
+        ),
+    ] = None,
     as_json: options.Json = False,
     runs: options.Runs = options.RUNS,
 ) -> None:
-    """Show what a run is: its generator's layers with their KL, its priors and their figures.
+    """Show what a run is: its generator's layers with their KL, its priors, labels and evaluations, with their figures.
 
-    Nothing is computed: it is read from the run's folder.
+    Nothing is computed: it is read from the run's folder.  Of a PNG that `hebm sample` and its like wrote, how it was
+    made: software, run, prior, seed, index, and whatever was not as by default, one a line, key, tab, value.
 
     Examples:
 
         hebm info
         hebm info mnist --json
+        hebm info a.png
     """
+    if run is not None and run.lower().endswith(".png") and not Path(run).is_dir() and Path(run).exists():
+        _picture(run, as_json)
+        return
     opened = options.opened(run, runs)
     from hebmtool import api
 
     found = api.info(opened)
-    print(json.dumps(found) if as_json else found)
+    if as_json:
+        streams.print_json(found)
+    else:
+        print(found)
+
+
+def _picture(path: str, as_json: bool) -> None:
+    from hebmtool import picture
+
+    found = picture.about(path)
+    if not found:
+        raise HebmError(f"{path} does not say how it was made; PNGs of hebm sample, decode and their like do")
+    if as_json:
+        streams.print_json(found)
+    else:
+        print("\n".join(f"{key}\t{text}" for key, text in found.items()))
 
 
 # More than a screen, for its options are many; what it does is short.
@@ -274,7 +302,8 @@ def diagnose(
 ) -> None:
     """Find where a prior falls short: likelihood bounds, two-sample tests by layer and level, what its chains do.
 
-    None of it needs image features.  Layers are numbered from the bottom, 1.
+    Prints a sentence on where the hole is and what of it the prior leaves, then the figures, then what they say.  None
+    of it needs image features.  Layers are numbered from the bottom, 1.
 
     Examples:
 
@@ -298,10 +327,10 @@ def diagnose(
         note(f"picture: {sink.path}")
     if as_json:
         about = {"run": found.run, "prior": found.prior, "seed": seed, "samples": samples, "steps": steps}
-        about |= {"command": _command(), "picture": sink and str(sink.path)}
-        print(json.dumps(about | {"figures": [figure.as_dict() for figure in found.figures]}))
+        about |= {"verdict": found.verdict, "command": _command(), "picture": sink and str(sink.path)}
+        streams.print_json(about | {"figures": [figure.as_dict() for figure in found.figures]})
     else:
-        print(found.table())
+        print(found)
 
 
 def _command() -> str:
@@ -312,7 +341,7 @@ def _command() -> str:
 def _print(found, as_json: bool, as_markdown: bool) -> None:
     """A table of figures, in the form asked for."""
     if as_json:
-        print(json.dumps(found.as_dict()))
+        streams.print_json(found.as_dict())
     elif as_markdown:
         print(found.markdown())
     else:

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from hebmtool import ranks
-from hebmtool.cli import draw, images, latents, look, recipes, share, train
+from hebmtool.cli import distance, draw, images, latents, look, recipes, share, train
 from hebmtool.cli.failures import explain, hush
 from hebmtool.cli.streams import prepare
-from hebmtool.console import protect, stderr
+from hebmtool.console import be_quiet, protect, stderr
 from hebmtool.errors import UsageError
 
 COMMANDS = {
@@ -25,6 +25,7 @@ COMMANDS = {
         look.models,
         look.info,
         look.evaluate,
+        distance.fid,
         look.compare,
         look.diagnose,
         images.flow_match,
@@ -37,7 +38,7 @@ COMMANDS = {
 app = typer.Typer(
     name="hebm",
     help="Hierarchical latent energy-based priors: train a multi-layer generator, close its prior hole, sample.",
-    epilog="Add --debug to any command to see the whole traceback of an error.",
+    epilog="Add --quiet to any command to hear of errors alone, --debug to see the whole traceback of one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -94,7 +95,8 @@ def main() -> None:
     prepare()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    be_quiet("--quiet" in arguments)
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--quiet")]
     if not debug:
         hush()
     try:

@@ -153,7 +153,7 @@ def _words(name: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def _runs(context: typer.Context, incomplete: str) -> list[str]:
+def run_names(context: typer.Context, incomplete: str) -> list[str]:
     folder = Path(context.params.get("runs") or RUNS)
     names = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
     return starting(names, incomplete)
@@ -187,7 +187,7 @@ RunNamed = Annotated[
         metavar="RUN",
         help="A run's name or folder, or hf://USER/NAME on the hub.",
         show_default="the newest run",
-        autocompletion=_runs,
+        autocompletion=run_names,
     ),
 ]
 Run = Annotated[
@@ -196,7 +196,7 @@ Run = Annotated[
         "--run",
         help="A run's name or folder, or hf://USER/NAME on the hub.",
         show_default="the newest run",
-        autocompletion=_runs,
+        autocompletion=run_names,
         rich_help_panel=WHERE,
     ),
 ]

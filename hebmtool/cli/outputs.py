@@ -34,6 +34,7 @@ class Sink:
         out: the path; its ending decides (`.png`, `.npz`, otherwise a folder).
         columns: of the grid.
         goes_on: whether a folder that was being filled is gone on with (`begin`).
+        adm: whether an `.npz` is one of ADM's evaluation suite, with `arr_0`, uint8 [N, H, W, 3].
         force: whether an existing file may be replaced; a folder must be empty, so that draws are not mixed.
 
     Raises:
@@ -43,10 +44,15 @@ class Sink:
 
     _release = staticmethod(lambda: None)
 
-    def __init__(self, out: str, columns: int | None = None, force: bool = False, goes_on: bool = False):
-        self.columns, self.goes_on, self.numbers = columns, goes_on, None
+    def __init__(
+        self, out: str, columns: int | None = None, force: bool = False, goes_on: bool = False, adm: bool = False
+    ):
+        self.columns, self.goes_on, self.numbers, self.adm = columns, goes_on, None, adm
+        self.about: dict[str, str] = {}  # what PNGs say of how they were made (`about`)
         self.path = None if out == "-" else Path(out)
         self.kind = "stdout" if self.path is None else {".png": "png", ".npz": "npz"}.get(self.path.suffix, "folder")
+        if adm and self.kind != "npz":
+            raise UsageError(f"--out is '{out}', and --format adm writes an .npz; name one")
         if self.kind == "stdout":
             if sys.stdout.isatty():
                 raise UsageError("--out - writes a PNG to standard output, a terminal here; redirect it or give a file")
@@ -126,12 +132,16 @@ class Sink:
         images = torch.cat(list(batches))
         if self.kind == "npz":
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, images=picture.to_nhwc(images))
+            arrays = {"arr_0": picture.to_rgb_nhwc(images)} if self.adm else {"images": picture.to_nhwc(images)}
+            np.savez_compressed(buffer, **arrays)
             files.write_bytes(self.path, buffer.getvalue())
         else:
-            self.write_picture(picture.to_png(picture.grid(images, self.columns)))
+            self.write_picture(picture.to_png(picture.grid(images, self.columns)), f"0-{len(images) - 1}")
 
-    def write_picture(self, png: bytes) -> None:
+    def write_picture(self, png: bytes, index: str | None = None) -> None:
+        from hebmtool import picture
+
+        png = picture.saying(png, self._about(index))
         if self.path is not None:
             try:
                 files.write_bytes(self.path, png)
@@ -141,13 +151,16 @@ class Sink:
             sys.stdout.buffer.write(png)
             sys.stdout.buffer.flush()
 
+    def _about(self, index: str | None) -> dict[str, str]:
+        return self.about if index is None or not self.about else self.about | {"index": index}
+
     def _fill(self, batches: Iterable["Tensor"]) -> None:
         from hebmtool import picture
 
         images = (image for batch in batches for image in batch)
         for i, image in enumerate(images) if self.numbers is None else zip(self.numbers, images, strict=True):
             if i % ranks.world() == ranks.rank():  # every process has them all
-                png = picture.to_png(picture.to_pil(image))
+                png = picture.to_png(picture.to_pil(image), self._about(str(i)))
                 files.write_bytes(self._image_path(i), png, durable=False, by_any=True)
         ranks.largest(0)  # until all have written theirs
         if ranks.is_first():
@@ -173,6 +186,22 @@ def name(what: str, kind: str, *words: str, **settings: object) -> str:
     return (whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}-{_digits(whole)}") + ".png"
 
 
+def about(model, seed: int | None, **settings: object) -> dict[str, str]:
+    """What a PNG says of how it was made, in text chunks: the same whenever and wherever the same is drawn.
+
+    Arguments:
+        seed, settings: what is as by default is not said.
+    """
+    from hebmtool.run.header import package_version
+
+    said: dict[str, object] = {"Software": f"hebmtool {package_version()}", "run": model.run.name}
+    usual = {"temperature": 1, "noise": "torch"}
+    for key, value in ({"prior": model.prior.kind, "seed": seed} | settings).items():
+        if value is not None and value is not False and usual.get(key) != value and key != "batch_size":
+            said[key] = value
+    return {key: str(value) for key, value in said.items()}
+
+
 def _listed(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -187,9 +216,11 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
-def images(out: str | None, force: bool, columns: int | None = None, goes_on: bool = False) -> Sink | None:
+def images(
+    out: str | None, force: bool, columns: int | None = None, goes_on: bool = False, adm: bool = False
+) -> Sink | None:
     """Where images go that are drawn in number; None where nothing is said."""
-    return None if out is None else Sink(out, columns, force, goes_on)
+    return None if out is None else Sink(out, columns, force, goes_on, adm)
 
 
 def picture(out: str | None, force: bool, command: str, stdout: bool = False) -> Sink | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hebmtool.cli import options
+from hebmtool.cli.streams import print_json
 from hebmtool.console import note
 from hebmtool.errors import HebmError
 
@@ -68,7 +69,10 @@ def keys(
     from hebmtool import recipe
 
     for key in recipe.keys(pattern):
-        print(json.dumps(key.as_dict()) if as_json else key)
+        if as_json:
+            print_json(key.as_dict())
+        else:
+            print(key)
 
 
 @app.command()

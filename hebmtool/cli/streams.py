@@ -2,6 +2,7 @@
 terminal, which text from files must not steer."""
 
 import codecs
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from hebmtool.console import printable
 from hebmtool.errors import HebmError
 
 BLOCK = 2**16
+DIGITS = 8
 
 
 def prepare() -> None:
@@ -46,6 +48,13 @@ class Printable:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def print_json(value: Any, flush: bool = False) -> None:
+    """One line of JSON on standard output: numbers to eight significant digits, null for what is not finite."""
+    from hebmtool.run.records import plain
+
+    print(json.dumps(plain(value, DIGITS)), flush=flush)
 
 
 def paths(null: bool) -> Iterator[str]:

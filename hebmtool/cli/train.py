@@ -1,13 +1,14 @@
 """Commands that make runs: the two stages of training, the import of a published generator, the demonstration."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hebmtool.cli import options
+from hebmtool.cli.streams import print_json
 from hebmtool.console import note
+from hebmtool.errors import UsageError
 
 
 def plan(
@@ -40,11 +41,31 @@ def plan(
     from hebmtool import api
 
     found = api.plan(settings, gpu, gpus, utilisation, measure, device)
-    print(json.dumps(found.figures()) if as_json else found)
+    if as_json:
+        print_json(found.figures())
+    else:
+        print(found)
 
 
 def train_vae(
-    recipe: options.Recipe,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, the name of a built-in recipe (see `hebm recipes`), or a run: what it was trained with.",
+            show_default=False,
+            autocompletion=options.recipe_names,
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            help="Begin with the generator of this run, as an imported one's, in place of RECIPE and new weights.",
+            show_default="new weights",
+            autocompletion=options.run_names,
+        ),
+    ] = None,
     overrides: options.Overrides = None,
     runs: options.Runs = options.RUNS,
     device: options.Device = "auto",
@@ -55,17 +76,25 @@ def train_vae(
 ) -> None:
     """Stage one: train the multi-layer generator and its encoder.
 
-    Prints the run's folder.
+    Prints the run's folder.  `--run` goes on from the weights of another run, with the KL's weight at 1 from the first
+    update on: in its folder, where nothing was trained on them (an import), or with `--set name=NEW` in another.  What
+    was begun so is resumed as any other.
 
     Examples:
 
         hebm train-vae digits
         hebm train-vae mnist --set data.source=array --set data.path=mnist.npz
+        hebm train-vae --run church --set name=mine --set train_vae.lr=1e-4
     """
+    if (recipe is None) == (run is None):
+        found = "neither is given" if run is None else "both are given"
+        raise UsageError(f"say what to train, by a RECIPE, or by --run for a run to go on from; {found}")
+    if run is not None:
+        run = str(options.opened(run, runs).path)
     from hebmtool import api
 
     how = {"runs": runs, "device": device, "resume": resume, "rewind": rewind, "data_path": data_path}
-    print(api.train_vae(recipe, overrides or [], **how).path)
+    print(api.train_vae(run or recipe, overrides or [], finetune=run is not None, **how).path)
 
 
 def train_prior(
@@ -116,7 +145,7 @@ def train_prior(
         readjust_bn=options.READJUST_BATCHES if readjust_bn else 0,
         readjust_temperature=readjust_temperature,
     )
-    print(json.dumps(found))
+    print_json(found)
 
 
 def import_nvae(

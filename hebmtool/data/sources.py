@@ -8,9 +8,8 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,9 +20,12 @@ from hebmtool.data.decode import Place, decode, first_sentence, fit, fitted_size
 from hebmtool.data.files import Decoder, common_shape, listed_in, on_disk
 from hebmtool.data.images import Images, Split, permutation, together
 from hebmtool.data.splits import chosen_positions, marks_of_names, marks_of_pixels, split_folders
-from hebmtool.errors import HebmError, UsageError, did_you_mean
+from hebmtool.errors import HebmError, UsageError, did_you_mean, not_installed
 from hebmtool.recipe import words
 from hebmtool.recipe.places import ROOT
+
+if TYPE_CHECKING:
+    import lmdb
 
 LSUN_CATEGORIES = (
     *("bedroom", "bridge", "church_outdoor", "classroom", "conference_room"),
@@ -306,6 +308,10 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
     if not (data.size or data.crop):
         raise HebmError("LSUN's images differ in size; resize them all with data.size=64 (any side)")
     try:
+        import lmdb
+    except ImportError:
+        raise not_installed("LSUN needs", "lmdb", "lsun") from None
+    try:
         database = _database(str(folder.resolve()))
         with database.begin() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
@@ -331,11 +337,13 @@ def _lsun(data: recipe.Data, split: Split) -> Images:
     return Images(len(keys), shape, read, cut=cut, decoded_anew=read.kept is None)
 
 
-_OPENED: dict[str, tuple[int, lmdb.Environment]] = {}
+_OPENED: "dict[str, tuple[int, lmdb.Environment]]" = {}
 
 
-def _database(folder: str) -> lmdb.Environment:
+def _database(folder: str) -> "lmdb.Environment":
     """The database, which a process may open only once, whoever reads it; after a fork it is opened anew."""
+    import lmdb
+
     process, database = _OPENED.get(folder, (0, None))
     if process != os.getpid():
         if database is not None:

@@ -166,7 +166,8 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def figure(diagnosis: Diagnosis) -> bytes:
-    """A PNG of six panels: G, energy and slope along the reverse trajectory, the long run, autocorrelation, accuracies.
+    """A PNG of panels: G, energy and slope along the reverse trajectory, the long run, autocorrelation, and accuracies
+    where they were asked for.
 
     Raises:
         HebmError: the prior has no chains to show.
@@ -178,8 +179,10 @@ def figure(diagnosis: Diagnosis) -> bytes:
         )
     from matplotlib.figure import Figure as Canvas  # slow to import
 
+    tests = [f for f in diagnosis.figures if f.name == "accuracy, top to i"]
     canvas = Canvas(figsize=(13.5, 7.4), layout="constrained")
-    (G, energy, slope), (long, lags, accuracy) = canvas.subplots(2, 3)
+    panels = canvas.subplot_mosaic("GGEESS;LLAATT" if tests else "GGEESS;LLLAAA")
+    G, energy, slope = (panels[name] for name in "GES")
     canvas.suptitle(f"Chains of the {diagnosis.kind} prior")
     for axis, rows, title in (
         (G, d.short.G, "F / scale along the reverse trajectory"),
@@ -190,9 +193,10 @@ def figure(diagnosis: Diagnosis) -> bytes:
     G.axhline(d.posterior.mean().item(), color="C3", ls="--", lw=1, label="mean on posterior u, t = 0")
     G.legend(frameon=False, loc="lower right")
     slope.set_ylim(bottom=0)
-    _plot_spread(long, d)
-    _plot_autocorrelation(lags, d)
-    _plot_accuracies(accuracy, [f for f in diagnosis.figures if f.name == "accuracy, top to i"])
+    _plot_spread(panels["L"], d)
+    _plot_autocorrelation(panels["A"], d)
+    if tests:
+        _plot_accuracies(panels["T"], tests)
     return picture.plot_to_png(canvas, 130)
 
 
@@ -248,12 +252,9 @@ def _plot_autocorrelation(axis, d: mixing.Diagnostics) -> None:
 
 
 def _plot_accuracies(axis, tests: Sequence[Figure]) -> None:
-    """How well layers from the top down to i tell each prior from the posterior; nothing where that was not asked."""
+    """How well layers from the top down to i tell each prior from the posterior."""
     axis.axhline(0.5, color="0.6", lw=1, ls=":")
     axis.set(title="told from the posterior by layers L to i", xlabel="layer i", ylabel="held-out accuracy")
-    if not tests:
-        axis.set_axis_off()
-        return
     for i, of in enumerate(dict.fromkeys(f.of for f in tests)):
         layers, values, errors = zip(*((f.layer, f.value, f.error) for f in tests if f.of == of), strict=True)
         axis.errorbar(layers, values, errors, marker="o", ms=4, capsize=2, color=f"C{i}", label=of)

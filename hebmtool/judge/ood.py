@@ -196,17 +196,18 @@ def figure(methods: Sequence[Method]) -> bytes:
     columns = len(methods)
     rows = 3 if any(method.chosen != method.scorer.cuts[0] for method in methods) else 2
     canvas = Figure(figsize=(4.6 * columns + 1.6, 3.2 * rows), layout="constrained")
-    axes = canvas.subplots(rows, columns, squeeze=False)
-    for (above, *below), method in zip(axes.T, methods, strict=True):
+    grid = canvas.add_gridspec(rows, columns)
+    for column, method in enumerate(methods):
+        above = canvas.add_subplot(grid[0, column])
         plot_auroc(above, method)
         above.set_title(method.scorer.name)
         cuts = [method.scorer.cuts[0], method.chosen]
         titles = {cuts[0]: f"k = {cuts[0]}", cuts[1]: f"k = {cuts[1]}, the cut chosen"}
-        for axis in below[len(titles) :]:
-            axis.set_axis_off()
-        for axis, (k, title) in zip(below, titles.items(), strict=False):
+        for row, (k, title) in enumerate(titles.items(), 1):
+            # One histogram alone takes the place of two.
+            axis = canvas.add_subplot(grid[row if len(titles) > 1 else slice(1, rows), column])
             plot_scores(axis, method, k)
             axis.set_title(title)
-    handles, labels = axes[1, 0].get_legend_handles_labels()
+    handles, labels = axis.get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside right upper", frameon=False)
     return picture.plot_to_png(canvas)

@@ -12,6 +12,7 @@ that scipy 1.18 no longer takes.
 import platform
 import socket
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +56,7 @@ def _patient():
         socket.setdefaulttimeout(before)
 
 
-def _network(mode: str, device: torch.device):
+def network(mode: str, device: torch.device):
     """clean-fid's feature extractor: float [N, 3, 299, 299] in 0..255 -> [N, 2048].
 
     Raises:
@@ -80,15 +81,18 @@ def _network(mode: str, device: torch.device):
         ) from error
 
 
-def load(mode: str, device: torch.device) -> Features:
+def load(mode: str, device: torch.device, extractor: Callable | None = None) -> Features:
     """Inception as a feature network, resizing included: uint8 [N, C, H, W], grey or colour, -> [N, 2048].
 
+    Arguments:
+        extractor: `network`'s, where it is there already.
+
     Raises:
-        HebmError: as `_network`.
+        HebmError: as `network`.
     """
     from cleanfid.resize import build_resizer
 
-    network = _network(mode, device)
+    extractor = extractor or network(mode, device)
     with warnings.catch_warnings():  # the resizer of legacy_pytorch silences them for the whole process
         resize = build_resizer(mode)
 
@@ -99,7 +103,7 @@ def load(mode: str, device: torch.device) -> Features:
         images = images.cpu().expand(-1, 3, -1, -1)
         with ThreadPoolExecutor() as pool:
             parts = (torch.stack(list(pool.map(prepared, batch))) for batch in images.split(BATCH))
-            return torch.cat([network(part.to(device)) for part in parts])
+            return torch.cat([extractor(part.to(device)) for part in parts])
 
     path, _ = weights(mode)
     digest = files.digest(path) if path.is_file() else None
@@ -133,22 +137,33 @@ def inception_scores(probabilities: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def folder_features(
+    folder: str | Path, extractor: Callable, mode: str, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Inception's features of the images in a folder as clean-fid reads them, float64 [N, 2048].
+
+    Arguments:
+        extractor: `network`'s, of this mode.
+
+    Raises:
+        HebmError: the folder has fewer than two images.
+    """
+    from cleanfid import fid as cleanfid
+
+    if sum(len(list(Path(folder).rglob(f"*.{ending}"))) for ending in cleanfid.EXTENSIONS) < 2:
+        raise HebmError(f"FID needs at least two images in the folder {folder}; give a folder of images")
+    with warnings.catch_warnings():
+        found = cleanfid.get_folder_features(
+            str(folder), extractor, num_workers=0, device=device, mode=mode, batch_size=BATCH, verbose=False
+        )
+    return found.astype(np.float64)
+
+
 def fid(a: str | Path, b: str | Path, mode: str = "clean", device: torch.device | str = "cpu") -> float:
     """FID between the images of two folders: what `cleanfid.fid.compute_fid(a, b, mode=mode)` computes.
 
     Raises:
-        HebmError: a folder has fewer than two images, or there is no Inception (as `_network`).
+        HebmError: a folder has fewer than two images, or there is no Inception (as `network`).
     """
-    from cleanfid import fid as cleanfid
-
-    network, found = _network(mode, torch.device(device)), []
-    for folder in (a, b):
-        if sum(len(list(Path(folder).rglob(f"*.{ending}"))) for ending in cleanfid.EXTENSIONS) < 2:
-            raise HebmError(f"FID needs at least two images in the folder {folder}; give a folder of images")
-        with warnings.catch_warnings():
-            found.append(
-                cleanfid.get_folder_features(
-                    str(folder), network, num_workers=0, device=device, mode=mode, batch_size=BATCH, verbose=False
-                )
-            )
-    return frechet_distance(*(each.astype(np.float64) for each in found))
+    extractor = network(mode, torch.device(device))
+    return frechet_distance(*(folder_features(folder, extractor, mode, device) for folder in (a, b)))

@@ -9,49 +9,18 @@ zuko; as published each comes after an actnorm and an invertible linear map (Glo
 which mix what it then halves.  It is learned with its generator, as `hebmtool.prior.one_stage` says.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
-from zuko.flows.coupling import GeneralCouplingTransform
-from zuko.transforms import CouplingTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 from hebmtool import recipe as recipes
-from hebmtool.errors import HebmError
+from hebmtool.errors import HebmError, not_installed
 from hebmtool.generator import OneLayer, TopDown
 from hebmtool.prior.base import Eps, HeldStages, Steps, Watch, log_standard_normal
 from hebmtool.prior.one_stage import OneStage
-
-BINS = 8
-COUPLINGS = {
-    "affine": {"univariate": MonotonicAffineTransform, "shapes": [(), ()]},
-    "spline": {"univariate": MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]},
-}
-
-
-class Halves(CouplingTransform):
-    """zuko's, with the halves' coordinates as given: it looks for them in the mask anew at each call, which makes an
-    accelerator wait."""
-
-    def __init__(self, meta: Callable[[Tensor], Transform], idx_a: Tensor, idx_b: Tensor):
-        Transform.__init__(self)
-        self.meta, self.idx_a, self.idx_b = meta, idx_a, idx_b
-
-
-class Coupling(GeneralCouplingTransform):
-    """zuko's, for as many kept coordinates as the mask had when it was made; which they are may be loaded."""
-
-    def __init__(self, features: int, mask: Tensor, **keys):
-        super().__init__(features, mask=mask, **keys)
-        self.kept = int(mask.sum())
-
-    def forward(self, c: Tensor | None = None) -> CouplingTransform:
-        order = (~self.mask).int().argsort(stable=True)
-        return Halves(partial(self.meta, c), order[: self.kept], order[self.kept :])
 
 
 class Mixing(nn.Module):
@@ -76,6 +45,17 @@ class Mixing(nn.Module):
         return torch.linalg.solve(self.linear, z.T).T * (-self.log_scale).exp() - self.shift
 
 
+def _coupling(config: recipes.Flow, mask: Tensor) -> nn.Module:
+    """One of zuko's, which only this prior needs.  Raises HebmError when it is not installed."""
+    try:
+        from hebmtool.prior.couplings import COUPLINGS, Coupling
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "zuko":
+            raise
+        raise not_installed("a flow prior needs", "zuko", "flow") from None
+    return Coupling(len(mask), mask=mask, hidden_features=(config.hidden,) * 2, **COUPLINGS[config.coupling])
+
+
 class FlowPrior(OneStage, kind="flow"):
     """A flow over the latent of a one-layer generator that it is learned with; one checkpoint holds both.
 
@@ -94,12 +74,7 @@ class FlowPrior(OneStage, kind="flow"):
                 mask = torch.arange(D) < D // 2
             elif i % 2 == 0:
                 mask = torch.randperm(D) % 2 == 0
-            coupling = Coupling(
-                D,
-                mask=mask if mixes or i % 2 == 0 else ~mask,
-                hidden_features=(config.hidden,) * 2,
-                **COUPLINGS[config.coupling],
-            )
+            coupling = _coupling(config, mask if mixes or i % 2 == 0 else ~mask)
             # The identity, so that learning starts from N(0, I).
             nn.init.zeros_(coupling.hyper[-1].weight)
             nn.init.zeros_(coupling.hyper[-1].bias)

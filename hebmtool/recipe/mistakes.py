@@ -46,7 +46,7 @@ def _phrases(field: FieldInfo) -> Iterator[str]:
             entries = get_args(kind)
             yield f"a list of {len(entries)} numbers, each{_range(entries[0].__metadata__[0].metadata)}"
         elif get_origin(kind) is list:
-            yield f"a list of {'names' if get_args(kind)[0] is str else 'whole numbers'}"
+            yield f"a list of {_entries(get_args(kind)[0])}"
         elif get_origin(kind) is dict:
             yield "a mapping from names to lists of names"
         elif kind is NoneType:
@@ -57,6 +57,12 @@ def _phrases(field: FieldInfo) -> Iterator[str]:
         else:
             noun = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
             yield noun + _range(field.metadata)
+
+
+def _entries(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"words, each one of {', '.join(get_args(kind))}"
+    return "names" if kind is str else "whole numbers"
 
 
 def _listed(field: FieldInfo) -> Words | None:

@@ -1,8 +1,8 @@
 """What every part of a recipe is: keys that are checked, each a field with a default and a description."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # Every whole number has an upper bound, so that what cannot be meant is told before it is built.
 MANY = 10**9
@@ -20,6 +20,16 @@ Workers = Annotated[
         "512 MB, random_crop); none: as many as suit the machine",
     ),
 ]
+
+
+def _listed(words: Any) -> Any:
+    return [words] if isinstance(words, str) else words
+
+
+# One word stands for a list of it.
+Names = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=list[str] | str)]
+Logger = Literal["csv", "tensorboard", "wandb"]
+Loggers = Annotated[list[Logger], BeforeValidator(_listed, json_schema_input_type=list[Logger] | Logger)]
 
 
 class Part(BaseModel):

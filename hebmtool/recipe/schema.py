@@ -16,7 +16,7 @@ from hebmtool.recipe import together
 from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
-from hebmtool.recipe.part import MANY, Channels, Few, Part, Rate, Updates, Workers
+from hebmtool.recipe.part import MANY, Channels, Few, Loggers, Names, Part, Rate, Updates, Workers
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, ONE_STAGE, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
@@ -189,6 +189,7 @@ class TrainVae(Part):
     clip: float = Field(200.0, gt=0, description="gradient norm clip")
     skip: int = Field(0, ge=0, le=MANY, description=SKIP)
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16 runs the forward pass under autocast")
+    test_images: int | None = Field(1000, ge=1, le=MANY, description="test images of the final bound; null: all")
     log_every: Updates = Field(50, description="updates between lines of metrics.jsonl")
     sample_every: Updates = Field(1000, description="updates between sample grids")
     save_every: Updates = Field(1000, description="updates between checkpoints")
@@ -267,17 +268,12 @@ class Prior(Part):
         description="nats by which a negative may fall below its positive before the push turns round; 0: never",
     )
     energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
-    labels: list[str] = Field(
+    labels: Names = Field(
         default_factory=list, description="labels to couple: class, or names of attributes; one word or a list"
     )
     label_layers: list[int] | None = Field(
         None, min_length=1, description="layers coupled to labels (1 = bottom); none couples all"
     )
-
-    @field_validator("labels", mode="before", json_schema_input_type=list[str] | str)
-    @classmethod
-    def _one_word_is_a_list(cls, labels: Any) -> Any:
-        return [labels] if isinstance(labels, str) else labels
 
     @model_validator(mode="after")
     def _fast_fits(self) -> "Prior":
@@ -369,6 +365,9 @@ class Recipe(Part):
         description="names the run folder: letters, digits, '.', '_' and '-', beginning with none of '.' and '-'",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of every random draw")
+    loggers: Loggers = Field(
+        default_factory=list, description="what follows metrics.jsonl beside it; one word or a list"
+    )
     data: Data = Field(default_factory=Data, description="which images")
     generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
     train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")

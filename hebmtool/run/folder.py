@@ -37,6 +37,7 @@ class Run:
         self.path = Path(path)
         self.name = Path(os.path.realpath(self.path)).name  # `resolve` raises on links in a circle
         self.data_path: str | None = None  # where the images are now, if not where the recipe says
+        self.followers: Any = None  # what its records go to besides (`hebmtool.train.loggers`)
         self._lock: FileLock | None = None
         self._figures_lock = FileLock(self.path / ".figures.lock")
         self._locked = False
@@ -127,6 +128,7 @@ class Run:
         kept = self.recipe()
         attributes = kept.data.attributes | recipe.data.attributes
         free = {key: getattr(recipe.data, key) for key in ("path", "download", "attributes")}
+        kept.loggers = recipe.loggers
         kept.data = kept.data.model_copy(update=free)
         self.check_same(kept, recipe, ["generator", "data", "seed"])
         kept.data.attributes = attributes
@@ -316,6 +318,8 @@ class Run:
         """
         record = {"stage": stage, "step": int(step), "time": round(time.time(), 3)} | records.plain(figures)
         files.append_line(self.metrics_path, json.dumps(record))
+        if self.followers is not None:
+            self.followers.log(record)
 
     def metrics(self, stage: str | None = None) -> list[dict]:
         """The records of metrics.jsonl in order, of one stage or of all; a line cut short by a crash is passed over."""
@@ -330,6 +334,8 @@ class Run:
         lines = [line for line, r in records.lines(self.metrics_path) if r["stage"] != stage or r["step"] <= step]
         if self.metrics_path.is_file():
             files.write_text(self.metrics_path, "".join(line + "\n" for line in lines))
+        if self.followers is not None:
+            self.followers.truncate(stage, step)
 
     def figures(self) -> dict:
         """The results in figures.json, {} when there are none.  Raises `HebmError` when it is not a JSON object."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hebmtool.errors import HebmError, UsageError
+from hebmtool.errors import HebmError, UsageError, not_installed
 
 SCHEME = "hf://"
 FETCHED = ["*.safetensors", "recipe.yaml", "figures.json", "README.md", "*.png"]
@@ -68,7 +68,7 @@ def client():
         import huggingface_hub
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
-        raise HebmError('runs on a hub need huggingface_hub; install it with `pip install "hebmtool[hub]"`') from None
+        raise not_installed("runs on a hub need", "huggingface_hub", "hub") from None
     disable_progress_bars()
     return huggingface_hub
 

@@ -10,6 +10,11 @@ from hebmtool.table import Table, for_stdout
 UNSURE = ", of unknown origin"
 """Said of figures kept by a version that did not record what they were measured on."""
 
+STALE = {records.UNKNOWN: UNSURE, records.ANOTHER: ", of other checkpoints than these"}
+
+SHOWN, TOLD = 3, ("FD", "FID", "closure", "bits/dim")
+"""Evaluations told in words, the newest, and the figures that are, by how their names begin."""
+
 DEAD_NATS = 0.5
 """A layer below this carries nothing: the hierarchy is dead there."""
 
@@ -18,7 +23,7 @@ def describe(run: Run) -> dict:
     """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1).
 
     A run of one stage has the keys "missing", "sigma", "flow" (or "energy") and "langevin" where others have
-    "likelihood", "generator_step", "elbo" and "bits_per_dim"; it has no layers, and one prior.
+    "likelihood", "generator_step", "elbo", "bits_per_dim" and "test_images"; it has no layers, and one prior.
 
     Raises:
         HebmError: it has no generator, or a file is unusable.
@@ -28,7 +33,27 @@ def describe(run: Run) -> dict:
     recipe = checkpoint.recipe(path, header)
     about = _one_stage(run, recipe, header) if run.one_stage else _two_stages(run, recipe, header)
     found = {"run": str(run.path), "recipe": recipe.name, "data": recipe.data.source}
+    about |= {"labels": _labels(run), "evaluations": _evaluations(run)}
     return found | about | {"package_version": header.package_version}
+
+
+def _labels(run: Run) -> list[dict]:
+    """The labels that were learned, each with its values and how often p(y | z, t) finds them in test images, by
+    level."""
+    found = []
+    for name in run.labels():
+        header = checkpoint.header(run.label_path(name))
+        accuracy, accuracy_of = _of_this(run, "label_accuracy", name)
+        values = checkpoint.extra(run.label_path(name), header, "values")
+        found.append({"name": name, "values": values, "step": header.step, "accuracy": accuracy or None} | accuracy_of)
+    return found
+
+
+def _evaluations(run: Run) -> list[dict]:
+    """What `evaluate` kept, the newest first, each with whether it is of the checkpoints that are there."""
+    newest, others = run.figure("evaluate"), run.figure("evaluations")
+    every = ([newest.value] if newest else []) + (others.value if others else [])
+    return [each | {"origin": records.origin(run.path, each["provenance"].get("checkpoints"))} for each in every]
 
 
 def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
@@ -57,6 +82,7 @@ def _two_stages(run: Run, recipe: Recipe, header: checkpoint.Header) -> dict:
         "latent_dimensions": generator.D,
         "elbo": found.get("elbo"),
         "bits_per_dim": found.get("bits_per_dim"),
+        "test_images": found.get("test_images"),
         "layers": layers,
         "priors": priors,
     } | bound_of
@@ -103,11 +129,14 @@ def render(found: dict) -> str:
     channels, height, width = found["image_shape"]
     missing = "" if found.get("missing") is None else f", pixels missing: {found['missing']}"
     opening = f"{found['run']}: {found['recipe']}, {found['data']} images {channels}x{height}x{width}{missing}"
-    return "\n".join([opening, *(_two_stages_in_words(found) if found["layers"] else _one_stage_in_words(found))])
+    lines = _two_stages_in_words(found) if found["layers"] else _one_stage_in_words(found)
+    return "\n".join([opening, *lines, *map(_label_in_words, found["labels"]), *_evaluations_in_words(found)])
 
 
 def _two_stages_in_words(found: dict) -> list[str]:
     bound = "" if found["elbo"] is None else f", ELBO {found['elbo']:.2f} nats, {found['bits_per_dim']:.3f} bits/dim"
+    if bound and found["test_images"]:
+        bound += f" ({found['test_images']:,} test images)"
     bound += UNSURE * (bool(bound) and found.get("origin") == records.UNKNOWN)
     generator = (
         f"generator: {found['parameters'] / 1e6:.2f} M parameters, {found['latent_dimensions']} latent dimensions, "
@@ -142,6 +171,31 @@ def _prior_in_words(prior: dict) -> str:
         if closure.get("step") != prior["step"]:
             text += f", measured at update {closure.get('step')}"
     return text
+
+
+def _label_in_words(label: dict) -> str:
+    text = f"label {label['name']}: {len(label['values'])} values, {label['step']} updates"
+    if label["accuracy"] is None:
+        return text
+    shares = ", ".join(f"{share:.1%}" for share in label["accuracy"])
+    return f"{text}, found in {shares} of test images at levels 0, 1, ..."
+
+
+def _evaluations_in_words(found: dict) -> list[str]:
+    lines, kept = [], found["evaluations"]
+    for each in kept[:SHOWN]:
+        p = records.Provenance(**each["provenance"])
+        features = ", ".join(network.name for network in p.features)
+        sets = f"{p.samples:,} images a set against {p.reference.images:,} {p.reference.split} images"
+        lines += ["", f"evaluated {sets}, features {features}{STALE.get(each['origin'], '')}"]
+        told: dict[str, list[str]] = {}
+        for figure in (records.Entry(**entry) for entry in each["figures"]):
+            if figure.layer is None and figure.value is not None and figure.name.partition(" ")[0] in TOLD:
+                spread = "" if figure.error is None else f" ± {figure.error:.2g}"
+                told.setdefault(figure.of, []).append(f"{figure.name} {figure.value:.3f}{spread}")
+        lines += [f"  {of}: {', '.join(figures)}" for of, figures in told.items()]
+    more = len(kept) - SHOWN
+    return lines + [f"and {more} more; `hebm info --json` has them all"] * (more > 0)
 
 
 def one_stage_facts(found: dict) -> dict[str, str]:

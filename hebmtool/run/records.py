@@ -266,16 +266,16 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: six significant digits, null for NaN and infinities."""
+def plain(value: Any, digits: int = 6) -> Any:
+    """`value` as JSON can hold it: so many significant digits, null for NaN and infinities."""
     if hasattr(value, "tolist"):  # a tensor, or an array or number of numpy
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, digits) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value
 
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hebmtool import data, picture, ranks, rows
+from hebmtool import data, ranks, rows
 from hebmtool.compute import is_compiling
 from hebmtool.errors import UsageError
 from hebmtool.generator import Generator, Tower
@@ -35,6 +35,7 @@ from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents
 from hebmtool.run.open import STATISTICS, load_generator
+from hebmtool.train.loggers import show_samples
 from hebmtool.train.loop import Ema, Updates, load_training, log_changes, prefixed, save_training
 from hebmtool.train.prior import Ready, check_place, learning_rate, sample_grid, training_images
 
@@ -144,7 +145,7 @@ def train_joint(
         return averaged
 
     def show(step: int) -> None:
-        picture.save_grid(sample_grid(sampled(), recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
+        show_samples(run, stage, kind, step, sample_grid(sampled(), recipe.seed))
 
     parts = [generator, prior]
     feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)

@@ -290,7 +290,7 @@ class Updates:
         self.check()
         seconds = self._before + time.monotonic() - self._started
         self.run.log(self.stage, self.step + 1, **figures, seconds=seconds)
-        self._bar.advance(0, text)
+        self._bar.advance(0, text or f"loss {float(self.loss):.3g}")
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ No encoder, and one stage.  With `data.missing` every image has pixels that no p
 import torch
 from torch import Tensor, nn
 
-from hebmtool import data, picture, ranks, rows
+from hebmtool import data, ranks, rows
 from hebmtool.data import masks
 from hebmtool.errors import HebmError
 from hebmtool.noise import derive_seed
@@ -19,6 +19,7 @@ from hebmtool.recipe import Recipe, located
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import STEPS
+from hebmtool.train.loggers import show_samples
 from hebmtool.train.loop import Ema, Updates, load_training, log_changes, save_training
 from hebmtool.train.prior import MAY_CHANGE, Ready, learning_rate, sample_grid
 
@@ -92,7 +93,7 @@ def train_one_stage(
 
     def show(step: int) -> None:
         average()
-        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
+        show_samples(run, stage, kind, step, sample_grid(averaged, recipe.seed))
 
     feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
     with feed, Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path) as updates:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture, ranks, rows
+from hebmtool import data, ranks, rows
 from hebmtool.chains import CHAINS, Chain, make_chain
 from hebmtool.compute import compiled, is_compiling, tell_if_slow
 from hebmtool.console import note, progress
@@ -28,6 +28,7 @@ from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
 from hebmtool.run.open import STATISTICS, STEPS, TILT, WHITENING, load_generator
 from hebmtool.train import labels
+from hebmtool.train.loggers import show_samples
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training
 
 Ready = Callable[[data.Images, data.Images], None]
@@ -170,7 +171,7 @@ def train_prior(
 
     def show(step: int) -> None:
         average()
-        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"{kind}-{step:07d}.png")
+        show_samples(run, stage, kind, step, sample_grid(averaged, recipe.seed))
 
     finishing = round(config.iterations * (1 - config.finish))
     feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)

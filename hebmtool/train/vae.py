@@ -10,11 +10,12 @@ appendix A); the spectral term is section 3.1 there.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hebmtool import data, picture, ranks, rows
+from hebmtool import data, ranks, rows
 from hebmtool.compute import autocast, compiled, is_compiling, tell_if_slow, uncast
 from hebmtool.console import note
 from hebmtool.errors import HebmError, UsageError
@@ -25,12 +26,13 @@ from hebmtool.recipe import Recipe, TrainVae
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import KIND
+from hebmtool.train.loggers import show_samples
 from hebmtool.train.loop import HOUSEKEEPING, Ema, Updates, load_training, log_changes, save_training, warm_cosine
 
 # What a training may go on with otherwise than it began: how far, how fast, by which draws, and when something is
 # written.
 MAY_CHANGE = (
-    *("iterations", "lr", "lr_min", "lr_warmup", "kl_warmup", "kl_start", "clip", "skip", "seed"),
+    *("iterations", "lr", "lr_min", "lr_warmup", "kl_warmup", "kl_start", "clip", "skip", "seed", "test_images"),
     *HOUSEKEEPING,
 )
 LEAST = 2
@@ -106,11 +108,12 @@ class Bound:
 
 @torch.no_grad()
 def bound(generator: Tower, images: data.Images, recipe: Recipe, limit: int, device: torch.device) -> Bound:
-    """The ELBO on the first `limit` images, one posterior draw each; the draws are the same at every call."""
+    """The ELBO on `limit` images, one posterior draw each; the draws are the same at every call.  Of more images than
+    that it takes them at equal distances, for those of a class may stand together."""
     total, bits, kl, n = 0.0, 0.0, 0.0, min(limit, len(images))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(recipe.seed, "bound"))
-        for indices in torch.arange(n).split(recipe.train_vae.batch_size):
+        for indices in (torch.arange(n) * len(images) // n).split(recipe.train_vae.batch_size):
             x = data.prepare(images.batch(indices), recipe.data, generator.likelihood.read, train=False).to(device)
             posterior = generator.posterior(x)
             elbo = generator.log_px(posterior.walk, x) - posterior.kl.sum(1)
@@ -139,8 +142,16 @@ def _check_compiling(config: TrainVae) -> None:
 
 
 # Longer than a screen: the training reads from top to bottom in one place.
-def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = False, rewind: bool = False) -> Bound:
-    """Train the generator of `recipe` into `run`; returns the bound on the test split.
+def train_vae(
+    recipe: Recipe,
+    run: Run,
+    device: torch.device,
+    resume: bool = False,
+    rewind: bool = False,
+    start: Path | None = None,
+) -> Bound:
+    """Train the generator of `recipe` into `run`; returns the bound on the test split.  It begins with new weights, or
+    with those of the checkpoint `start`, a generator of the same geometry.
 
     SIGINT, SIGTERM and SIGHUP save and stop after the current update.  With `rewind` it resumes from the checkpoint
     before the last.
@@ -169,6 +180,10 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
     optimizer = torch.optim.Adamax(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     ema = Ema(generator, config.ema)
     step = 0
+    if start is not None:
+        begin_with(start, generator, recipe)
+        ema = Ema(generator, config.ema)
+        run.write_recipe(recipe)
     if resume:
         step = load_training(run.generator_train_path, f"{KIND} training", generator, ema, optimizer, penalty, rewind)
         run.write_recipe(recipe)
@@ -190,10 +205,11 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
         found = bound(averaged, test, recipe, limit, device)
         run.log("train-vae-test", step, **found.figures())
         note(
-            f"step {step}: test ELBO {found.elbo:.2f} nats, {found.bits_per_dim:.3f} bits/dim, "
+            f"step {step}: test ELBO {found.elbo:.2f} nats, {found.bits_per_dim:.3f} bits/dim "
+            f"({min(limit, len(test)):,} images), "
             f"KL per layer (1 = bottom) {' '.join(f'{k:.1f}' for k in found.kl[::-1])}"
         )
-        picture.save_grid(sample_grid(averaged, recipe.seed), run.samples_dir / f"generator-{step:07d}.png")
+        show_samples(run, "train-vae", "generator", step, sample_grid(averaged, recipe.seed))
         return found
 
     generator.train()
@@ -216,11 +232,28 @@ def train_vae(recipe: Recipe, run: Run, device: torch.device, resume: bool = Fal
                 lr = optimizer.param_groups[0]["lr"]
                 figures = updates.figures | {"beta": beta, "grad_norm": norm, "lr": lr}
                 updates.log(f"ELBO {figures['elbo']:.1f}", loss=updates.loss, **figures)
-    found = ranks.first_alone(lambda: show(updates.step, limit=len(test)))
-    run.set_figure(
-        "generator", found.figures() | {"step": updates.step, "test_images": len(test)}, [run.generator_path]
-    )
+    judged = min(len(test), config.test_images or len(test))
+    found = ranks.first_alone(lambda: show(updates.step, judged))
+    run.set_figure("generator", found.figures() | {"step": updates.step, "test_images": judged}, [run.generator_path])
     return found
+
+
+def begin_with(path: Path, generator: Tower, recipe: Recipe) -> None:
+    """Give the generator, of `recipe`, the weights that a checkpoint has.
+
+    Raises:
+        HebmError: it is of another geometry, or for images of another shape.
+    """
+    tensors, header = checkpoint.load(path, kind=KIND)
+    Run.check_same(checkpoint.recipe(path, header), recipe, ["generator", "data.bits"])
+    shape = checkpoint.extra(path, header, "image_shape")
+    if tuple(shape) != tuple(generator.image_shape):
+        found, wanted = ("x".join(map(str, each)) for each in (generator.image_shape, shape))
+        raise HebmError(
+            f"the images are {found}, and the generator in {path} is for {wanted}; bring them to that by data.size and "
+            "data.channels"
+        )
+    checkpoint.load_into(generator, tensors, path)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from hebmtool.errors import HebmError, did_you_mean
 COMMANDS = typer.main.get_command(app).commands
 PACKAGE = Path(hebmtool.__file__).parent
 OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-EVERYWHERE = {"--help", "--debug", "--version"}
+EVERYWHERE = {"--help", "--debug", "--quiet", "--version"}
 
 
 def options(name: str) -> set[str]:

@@ -348,9 +348,11 @@ def figures(found: object) -> bool:
 
 
 def compare(kept: object, found: object, exact: bool, where: str = "") -> list[str]:
-    """Where two records differ, a line each; unless `exact`, numbers may differ a little and digests at will."""
+    """Where two records differ, a line each; unless `exact`, numbers may differ a little and digests at will.  What a
+    command says in JSON may have keys that it had not."""
     if isinstance(kept, dict) and isinstance(found, dict):
-        lines = [f"{where}/{key}: only in one" for key in kept.keys() ^ found.keys()]
+        new = set() if re.match("/json/.", where) else found.keys() - kept.keys()
+        lines = [f"{where}/{key}: only in one" for key in (kept.keys() - found.keys()) | new]
         for key in kept.keys() & found.keys():
             lines += compare(kept[key], found[key], exact, f"{where}/{key}")
         return lines

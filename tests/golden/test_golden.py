@@ -90,6 +90,11 @@ def test_the_record_tells_what_differs():
     assert not record.compare(then, then | {"digest": "b", "mean": 1.03}, exact=False)
     assert record.compare(then, then | {"mean": 1.2}, exact=False) == ["/mean: 1.0 then, 1.2 now"]
     assert record.compare(then, {"digest": "a", "mean": 1.0}, exact=False) == ["/shape: only in one"]
+    more = then | {"new": 1}
+    assert record.compare(then, more, exact=True) == ["/new: only in one"]
+    # A command may say more than it did, never less.
+    assert not record.compare(then, more, True, "/json/info")
+    assert record.compare(more, then, True, "/json/info") == ["/json/info/new: only in one"]
 
 
 def test_the_quick_part_has_every_kind_objective_and_chain():

@@ -77,6 +77,31 @@ def test_the_bound_is_the_same_at_every_call_and_leaves_torchs_numbers_alone(tin
     assert first.figures()["kl"] == first.kl[::-1]
 
 
+def test_a_bound_on_some_images_takes_them_from_everywhere(tiny):
+    run = Run(tiny / "digits")
+    generator, settings = load_prior(run, "gaussian", CPU).generator, run.recipe()
+    test = data.load(settings.data, "test")
+    seen = []
+
+    class Watched:
+        def __len__(self):
+            return len(test)
+
+        def batch(self, indices):
+            seen.extend(indices.tolist())
+            return test.batch(indices)
+
+    bound(generator, Watched(), settings, 10, CPU)
+    assert len(seen) == len(set(seen)) == 10 and seen[0] == 0 and seen[-1] > 0.8 * len(test)
+
+
+def test_the_bound_at_the_end_is_of_as_many_images_as_asked(tmp_path):
+    settings = digits("train_vae.iterations=1", "train_vae.test_images=9")
+    with Run.create(tmp_path, settings) as run:
+        train_vae(settings, run, CPU)
+    assert run.figures()["generator"]["test_images"] == 9
+
+
 def test_stage_one_leaves_a_generator_pictures_and_figures(tmp_path):
     settings = digits("train_vae.iterations=3", "train_vae.sample_every=2", "train_vae.log_every=1")
     with Run.create(tmp_path, settings) as run:
