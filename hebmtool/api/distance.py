@@ -34,7 +34,7 @@ def fid(
         a, b: folders (at any depth), .npz or .npy files; a run's name or folder, for what its best prior draws; or
             "RUN:train", "RUN:test", for the images it has.
         mode: clean-fid's, "clean" or "legacy_pytorch"; when None "clean" and, where Inception is not to be had, the
-            embedded network, if the images are small and grey.
+            embedded network for such images.
         features, trust_features: another network's file in place of Inception; whether it may run code.
         n: images taken of a run; 1,000 of what it draws, and all that it has, when None.
         seed: of what is drawn.

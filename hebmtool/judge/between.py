@@ -102,7 +102,7 @@ def distance(
         HebmError: fewer than two images in a set, of different sizes where they may not be; no network.
     """
     shape = a.shape or b.shape or _shape_of(a)
-    network, mode = _inception(mode, shape, device) if features is None else (None, None)
+    network, mode = _inception(mode, device) if features is None else (None, None)
     phi = load_features(features, shape, device, trusted) if network is None else inception.load(mode, device, network)
     seen = []
     for side in (a, b):
@@ -127,18 +127,14 @@ def _shape_of(side: Side) -> tuple[int, int, int]:
     return tuple(data.read_image(first, Data()).shape)
 
 
-def _inception(
-    mode: str | None, shape: tuple[int, int, int], device: torch.device
-) -> tuple[Callable | None, str | None]:
-    """clean-fid's network and mode; (None, None), with a note, where none was asked for, Inception is not to be had and
-    the embedded network will do."""
+def _inception(mode: str | None, device: torch.device) -> tuple[Callable | None, str | None]:
+    """clean-fid's network and mode; (None, None), with a note, where none was asked for, Inception is not to be had: an
+    embedded network will do."""
     try:
         return inception.network(mode or "clean", device), mode or "clean"
     except HebmError as error:
         if mode is not None:
             raise
-        if load_features(None, shape, device) is None:
-            raise HebmError(f"{error}; or give a feature network for such images by its file") from error
         note(f"compared in the embedded features instead: {error}")
         return None, None
 
