@@ -53,18 +53,8 @@ def fid(
         raise UsageError("--trust-features is for a file named by --features; name one, or leave it out")
     from hebmtool import api
 
-    found = api.fid(
-        a,
-        b,
-        mode=mode,
-        features=features,
-        trust_features=trust_features,
-        n=n,
-        seed=seed,
-        fit=fit,
-        runs=runs,
-        device=device,
-    )
+    networks = {"mode": mode, "features": features, "trust_features": trust_features}
+    found = api.fid(a, b, **networks, n=n, seed=seed, fit=fit, runs=runs, device=device)
     if as_json:
         streams.print_json(found.as_dict())
     else:

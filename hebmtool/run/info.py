@@ -195,7 +195,7 @@ def _evaluations_in_words(found: dict) -> list[str]:
                 told.setdefault(figure.of, []).append(f"{figure.name} {figure.value:.3f}{spread}")
         lines += [f"  {of}: {', '.join(figures)}" for of, figures in told.items()]
     more = len(kept) - SHOWN
-    return lines + [f"and {more} more; `hebm info --json` has them all"] * (more > 0)
+    return lines + [f"and {more} more, which are in the data"] * (more > 0)
 
 
 def one_stage_facts(found: dict) -> dict[str, str]:
