@@ -228,7 +228,7 @@ def test_batches_are_the_same_images_as_they_are_needed(model):
 
 
 def test_progressive_ends_in_the_samples(model, flow):
-    for each, stages in ((model, model.prior.T + 1), (flow, flow.prior.config.transforms + 1)):
+    for each, stages in ((model, model.prior.T + 1), (flow, flow.prior.inference.transforms + 1)):
         found = each.progressive(3, seed=1)
         assert found.shape == (3, stages, *SHAPE)
         assert torch.equal(found[:, -1], each.sample(3, seed=1))

@@ -120,7 +120,7 @@ def test_a_chain_that_left_the_numbers_is_said(generator):
 
 def flow_inference(generator, **keys):
     prior = toy_prior(generator, "flow", steps=2, test_steps=3).eval().requires_grad_(False)
-    return Inference(prior, Recipe(flow=prior.config), **keys)
+    return Inference(prior, Recipe(flow=prior.inference), **keys)
 
 
 def test_without_an_encoder_latents_are_a_short_run_from_the_prior(generator, monkeypatch):
