@@ -57,7 +57,7 @@ SKIPPED = {
     "somebody/": "needs a hub; tests/cli/test_sharing.py has one on this machine",
 }
 FEW = 1  # examples of a command that always run
-LONG = ("diagnose",)  # takes minutes, however small the world
+LONG = ("diagnose", "plan")  # minutes, or seconds that tests/cli/test_plan.py spends on less, however small the world
 MNIST = [
     *DIGITS,
     *("name=mnist", "generator.layers_per_scale=3", "generator.latent_channels=1", "generator.encoder_channels=4"),
