@@ -59,7 +59,7 @@ def train(root: Path, updates: int) -> None:
 def resume(root: Path, updates: int) -> None:
     """Train the run `digits` on, in which a prior stays that of the generator that it was learned on."""
     many = [f"train_prior.iterations={updates}", f"train_prior.label_iterations={updates}"]
-    kind = ["prior.kind=diffusion-ebm", "prior.labels=class"]
+    kind = ["prior.kind=ebm", "prior.whiten=true", "prior.labels=class"]  # in whose latents the label was learned
     api.train_prior("digits", [*DIGITS, *FREE, *many, *kind], runs=root, device="cpu", resume=True)
     many = [f"train_vae.iterations={updates}"]
     api.train_vae("digits", [*DIGITS, *FREE, *many], runs=root, device="cpu", resume=True)
