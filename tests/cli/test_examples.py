@@ -57,7 +57,8 @@ SKIPPED = {
     "somebody/": "needs a hub; tests/cli/test_sharing.py has one on this machine",
 }
 FEW = 1  # examples of a command that always run
-LONG = ("diagnose", "plan")  # minutes, or seconds that tests/cli/test_plan.py spends on less, however small the world
+# Takes minutes, or many seconds, however small the world; tests/cli/test_plan.py and tests/report have less to do.
+LONG = ("diagnose", "plan", "report")
 MNIST = [
     *DIGITS,
     *("name=mnist", "generator.layers_per_scale=3", "generator.latent_channels=1", "generator.encoder_channels=4"),
