@@ -365,9 +365,6 @@ class Recipe(Part):
         description="names the run folder: letters, digits, '.', '_' and '-', beginning with none of '.' and '-'",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of every random draw")
-    loggers: Loggers = Field(
-        default_factory=list, description="what follows metrics.jsonl beside it; one word or a list"
-    )
     data: Data = Field(default_factory=Data, description="which images")
     generator: Generator = Field(default_factory=Generator, description="the multi-layer generator")
     train_vae: TrainVae = Field(default_factory=TrainVae, description="stage one")
@@ -375,6 +372,9 @@ class Recipe(Part):
     flow: Flow = Field(default_factory=Flow, description="the latent of one layer, how it is inferred, and its flow")
     train_prior: TrainPrior = Field(default_factory=TrainPrior, description="stage two")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="the figures at the end of stage two")
+    loggers: Loggers = Field(
+        default_factory=list, description="what follows metrics.jsonl beside it; one word or a list"
+    )
 
     @property
     def prior_seed(self) -> int:
