@@ -85,7 +85,7 @@ class Model(Drawing, Looking, Coding):
         temperature: tau > 0; samples p^(1/tau^2), 1 being the prior itself.
         steps: Langevin steps, of every level or of each (least noise first); the prior's own when None.
         chain, settings: draw by another chain than the prior was learned with, "langevin", "preconditioned" or
-            "underdamped", or by other values of its settings, eta, h, theta, persistence (the recipe's `prior` part).
+            "underdamped", or by other values of its settings, eta, h, theta, persistence, renew (the recipe's `prior`).
         fast: with the few steps of `prior.fast`, by default only where the noise is least, and in bf16 (float32
             where that is faster).
         batch_size: images drawn at a time.

@@ -11,6 +11,13 @@ and takes where that leads with probability min(1, exp(-(H' - H))), or stays,
 The steps keep volume and are their own reverse once v is turned round, so that exp(F) N(u; m, sigma^2) is left exactly
 as it is (Beskos et al. 2011, "Hybrid Monte Carlo on Hilbert spaces", https://doi.org/10.1016/j.spa.2011.06.003).  A
 step too long shows in what is refused, where the chains without a test run on another law.
+
+Between moves u may jump: noise takes the place of a part of it, and where that leads is tested by F alone,
+
+    u' = m + sqrt(1 - r) (u - m) + sqrt(r) sigma eps,     taken with probability min(1, exp(F(T(u')) - F(T(u))))
+
+which leaves the law as it is, too (the preconditioned Crank-Nicolson proposal, Cotter et al. 2013,
+https://arxiv.org/abs/1202.0709), and carries mass between modes that no gradient leads between.
 """
 
 from collections.abc import Callable
@@ -41,6 +48,7 @@ def hybrid(
     held: Held | None = None,
     start: Tensor | None = None,
     watch: Watch | None = None,
+    r: float = 0.0,
 ) -> Tensor:
     """A draw of N(m, sigma^2), or `start`, then moves, the last of which may be shorter, for K gradients in all.
 
@@ -49,6 +57,7 @@ def hybrid(
     Arguments:
         theta: () -> the angle of the steps of the next move, [N, 1] radians.
         watch: told of every step where the chain then stands, and of the last one of a move what was taken.
+        r: share of u that a jump before every move, one gradient more, draws anew; 0 for none.
     """
     u = hold(m + tau * sigma * eps() if start is None else start, held)
     if not K:
@@ -56,11 +65,21 @@ def hybrid(
     F, push = slope(u)
     if watch is not None:
         watch(u, F, push, None)
-    for kicks in [KICKS] * ((K - 1) // KICKS) + [(K - 1) % KICKS] * ((K - 1) % KICKS > 0):
-        u, F, push, taken = move(slope, u, F, push, m, sigma, theta(), kicks, eps, tau, held)
-        for left in reversed(range(kicks)):
+    left = K - 1
+    while left:
+        if r:
+            u, F, push = jump(slope, u, F, push, m, sigma, r, eps, tau, held)
+            left -= 1
             if watch is not None:
-                watch(u, F, push, None if left else taken)
+                watch(u, F, push, None)
+        kicks = min(KICKS, left)
+        left -= kicks
+        if not kicks:
+            break
+        u, F, push, taken = move(slope, u, F, push, m, sigma, theta(), kicks, eps, tau, held)
+        for more in reversed(range(kicks)):
+            if watch is not None:
+                watch(u, F, push, None if more else taken)
     return u
 
 
@@ -92,6 +111,28 @@ def move(
     taken = log_uniform < -change  # False where the energy is not finite
     row = taken[:, None]
     return torch.where(row, new, u), torch.where(taken, F_new, F), torch.where(row, push_new, push), taken
+
+
+@torch.no_grad()
+def jump(
+    slope: Slope,
+    u: Tensor,
+    F: Tensor,
+    push: Tensor,
+    m: Tensor,
+    sigma: Tensor,
+    r: float,
+    eps: Eps,
+    tau: float = 1.0,
+    held: Held | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One jump from u [N, D], where F [N] and its gradient `push` [N, D] are known: (u, F, push) there."""
+    new = hold(m + (1 - r) ** 0.5 * (u - m) + r**0.5 * tau * sigma * eps(), held)
+    log_uniform = torch.special.log_ndtr(eps()[:, 0].double())
+    F_new, push_new = slope(new)
+    taken = log_uniform < (F_new.double() - F.double()) / tau**2  # False where F is not finite
+    row = taken[:, None]
+    return torch.where(row, new, u), torch.where(taken, F_new, F), torch.where(row, push_new, push)
 
 
 def step(
@@ -131,15 +172,17 @@ class Hybrid(Chain, word="hmc"):
 
     by_level: angles [T], which whoever owns them may adapt between moves; they belong to the energies, not to the
     chain's settings, and take no part in whether two chains are the same.
+    renew: r, the share of u that jumps draw anew.
     """
 
     theta: float
     by_level: Tensor | None = field(default=None, compare=False)
+    renew: float = 0.0
     exact = True
 
     @classmethod
     def from_recipe(cls, config: recipes.Prior) -> "Hybrid":
-        return cls(config.theta)
+        return cls(config.theta, renew=config.renew)
 
     def stepping(self, by_level: Tensor) -> "Hybrid":
         """The same with steps of each level's own, [T] radians."""
@@ -149,7 +192,7 @@ class Hybrid(Chain, word="hmc"):
         return self.draw(slope, *given, watch=watch)
 
     def draw(self, slope, u_next, a, sigma, schedule, t, K, eps, tau, held, start=None, watch=None) -> Tensor:
-        return hybrid(slope, a * u_next, sigma, self._angle(t), K, eps, tau, held, start, watch)
+        return hybrid(slope, a * u_next, sigma, self._angle(t), K, eps, tau, held, start, watch, self.renew)
 
     def _angle(self, t: Tensor) -> Callable[[], Tensor]:
         if self.by_level is None:

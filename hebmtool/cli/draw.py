@@ -23,6 +23,7 @@ def sample(
     chain: options.Chain = None,
     theta: options.Theta = None,
     persistence: options.Persistence = None,
+    renew: options.Renew = None,
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
@@ -85,7 +86,7 @@ def sample(
     if form and (progressive or out is None):
         raise UsageError(f"--format {form} writes images into an .npz; name one by --out, without --progressive")
     sink = outputs.images(out, force, columns, goes_on=not progressive, adm=form == "adm")
-    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta, renew=renew)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     batches = options.READJUST_BATCHES if readjust_bn else 0
     model = options.load(run, runs, prior, device, fast, readjust_bn=batches, readjust_temperature=readjust_temperature)
@@ -139,6 +140,7 @@ def hier_sample(
     chain: options.Chain = None,
     theta: options.Theta = None,
     persistence: options.Persistence = None,
+    renew: options.Renew = None,
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
@@ -167,7 +169,7 @@ def hier_sample(
     _check_layers(layer, every, vary, images, n)
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.picture(out, force, "hier-sample", stdout=True)
-    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta, renew=renew)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     model = options.load(run, runs, prior, device, fast)
     drawn = model.resample("all" if every else layer, vary, n, columns, seed, images=images or None, **how)
@@ -204,6 +206,7 @@ def controllable(
     chain: options.Chain = None,
     theta: options.Theta = None,
     persistence: options.Persistence = None,
+    renew: options.Renew = None,
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
@@ -236,7 +239,7 @@ def controllable(
             raise UsageError(f"--attribute is '{text}'; write NAME=VALUE or NAME=VALUE:WEIGHT, as Smiling=1:0.5")
     options.check_stdout(as_json, "--out -", out == "-")
     sink = outputs.picture(out, force, "controllable", stdout=True)
-    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta, renew=renew)
     how = options.drawing(temperature, steps, fast, batch_size) | sampler
     model = options.load(run, runs, prior, device, fast, data_path=data_path)
     found = model.controllable(

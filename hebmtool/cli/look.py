@@ -117,6 +117,7 @@ def evaluate(
     chain: options.Chain = None,
     theta: options.Theta = None,
     persistence: options.Persistence = None,
+    renew: options.Renew = None,
     h: options.H = None,
     eta: options.Eta = None,
     fast: options.Fast = False,
@@ -185,7 +186,7 @@ def evaluate(
     parts = ("likelihood",) * likelihood + ("two-sample", "chains") * diagnose
     if fast and parts:
         raise UsageError("--fast draws otherwise than --likelihood and --diagnose judge; leave out either")
-    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta, renew=renew)
     opened = options.opened(run, runs, prior, data_path=data_path)
     from hebmtool import api
 
@@ -281,6 +282,7 @@ def diagnose(
     chain: options.Chain = None,
     theta: options.Theta = None,
     persistence: options.Persistence = None,
+    renew: options.Renew = None,
     h: options.H = None,
     eta: options.Eta = None,
     seed: Annotated[int, options.seed("Of every draw.")] = 0,
@@ -314,7 +316,7 @@ def diagnose(
     sink = outputs.picture(out, force, "diagnose")
     if sink is not None and only and "chains" not in only:
         raise UsageError("--out draws the chains, and --only leaves them away; add --only chains")
-    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta)
+    sampler = options.sampler(chain, theta=theta, persistence=persistence, h=h, eta=eta, renew=renew)
     opened = options.opened(run, runs, prior, data_path=data_path)
     from hebmtool import api
 

@@ -349,6 +349,10 @@ Theta = Annotated[float | None, _setting("theta", "Step size of the underdamped 
 Persistence = Annotated[
     float | None, _setting("persistence", "Momentum of the underdamped chain that survives a step, from 0 to below 1.")
 ]
+Renew = Annotated[
+    float | None,
+    _setting("renew", "Share of u that hmc draws anew, and tests, before every move; from 0 to 1."),
+]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, max=MOST, help="Images drawn at a time.", rich_help_panel=WHERE)
 ]

@@ -164,7 +164,7 @@ class Prior(nn.Module, ABC):
 
     def using(self, **sampler) -> Self:
         """This prior, sharing its weights, drawn by another chain: keys of the recipe's `prior` part (chain, steps,
-        eta, h, theta, persistence), whose values take the place of those it was trained with.
+        eta, h, theta, persistence, renew), whose values take the place of those it was trained with.
 
         Raises:
             UsageError: it takes no steps, or a key or value is none.

@@ -37,7 +37,7 @@ ADAPTING, MOVES = 32, 24
 
 GAIN = 0.1  # of a move made while learning
 
-SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence")
+SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence", "renew")
 """Keys of the recipe's `prior` part that say how a prior is drawn from, and nothing else where no chain taught F."""
 
 

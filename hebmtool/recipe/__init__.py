@@ -2,7 +2,7 @@
 
 `schema` says which keys there are, their bounds and what they mean; `load` reads and writes YAML and applies overrides;
 `mistakes` says in a sentence what a user wrote wrong; `keys` lists the keys there are.  A key is added in `schema`
-alone.  Nothing here imports torch.
+(those of `flow` and `prior.energy` in files of their own).  Nothing here imports torch.
 """
 
 from hebmtool.recipe.cells import CELL_ROLES

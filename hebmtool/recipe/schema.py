@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hebmtool.recipe import together
 from hebmtool.recipe.cells import check_cells
+from hebmtool.recipe.energy import Energy
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
 from hebmtool.recipe.part import MANY, Channels, Few, Loggers, Names, Part, Rate, Updates, Workers
@@ -195,34 +196,6 @@ class TrainVae(Part):
     save_every: Updates = Field(1000, description="updates between checkpoints")
 
 
-class Energy(Part):
-    """The networks f_i whose sum is F."""
-
-    form: Literal["compact", "published"] = Field(
-        "compact", description="this package's network, or the published one, which reads z and has no `readout`"
-    )
-    reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
-    width: Channels = Field(64, description="channels")
-    blocks: Few = Field(2, description="residual blocks")
-    readout: Literal["sum", "strided"] = Field(
-        "sum", description="the last map is summed over pixels, or halved down to 2x2 and read whole"
-    )
-    activation: Literal["silu", "leaky-relu"] = Field("silu", description="what stands between them")
-    spectral_norm: bool = Field(
-        True,
-        description="spectral normalisation of every convolution (readouts are free; in the published form nothing is)",
-    )
-
-    @model_validator(mode="after")
-    def _published_reads_z(self) -> "Energy":
-        if self.form == "published" and self.reads != "z":
-            raise ValueError(
-                f"prior.energy.form is published, which reads z alone, but prior.energy.reads is {self.reads}; "
-                "set it to z"
-            )
-        return self
-
-
 class Prior(Part):
     """Which prior over u, and how it is learned."""
 
@@ -250,6 +223,9 @@ class Prior(Part):
     theta: float = Field(0.5, gt=0, lt=1.6, description="step of the underdamped chain (radians); hmc's adapt from it")
     persistence: float = Field(
         0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
+    )
+    renew: float = Field(
+        0.0, ge=0, le=1, description="share of u that hmc draws anew, and tests, before every move; 0 for no such jumps"
     )
     objective: OBJECTIVES.type = Field(
         "recovery",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hebmtool.chains import value_and_gradient
-from hebmtool.chains.hybrid import ACCEPTED, KICKS, Hybrid, hybrid, longer, move, step
+from hebmtool.chains.hybrid import ACCEPTED, KICKS, Hybrid, hybrid, jump, longer, move, step
 from hebmtool.noise import Noise
 from hebmtool.prior import Schedule
 
@@ -65,9 +65,10 @@ def features(u):
     return torch.cat([u, u.square(), u.prod(1, keepdim=True), (u[:, :1] > 0).float()], 1)
 
 
-@pytest.mark.parametrize("theta", [0.3, 1.2])
-@pytest.mark.parametrize("tau", [1.0, 1.4])
-def test_the_law_is_exact_at_any_step(theta, tau):
+@pytest.mark.parametrize(
+    ("theta", "tau", "r"), [(0.3, 1.0, 0.0), (1.2, 1.4, 0.0), (0.3, 1.4, 0.0), (1.2, 1.0, 0.6), (0.3, 1.4, 1.0)]
+)
+def test_the_law_is_exact_at_any_step(theta, tau, r):
     """From N(m, sigma^2) to it, with steps that refuse many moves as well."""
     torch.manual_seed(0)
     n, m, sigma = 4000, torch.tensor([[0.4, -0.2]]), torch.tensor([[0.8]])
@@ -77,7 +78,7 @@ def test_the_law_is_exact_at_any_step(theta, tau):
         taken.extend([] if moved is None else [moved.float().mean()])
 
     eps = lambda: torch.randn(n, 2)  # noqa: E731
-    u = hybrid(slope, m, sigma, lambda: angle(theta, n), 1 + 40 * KICKS, eps, tau, watch=watch)
+    u = hybrid(slope, m, sigma, lambda: angle(theta, n), 1 + 40 * (KICKS + (r > 0)), eps, tau, watch=watch, r=r)
     found, expected = features(u).double(), quadrature(m, sigma, tau)
     assert len(taken) == 40
     if theta > 1:
@@ -100,6 +101,47 @@ def test_one_move_leaves_the_law_as_it_is():
     expected, expected_push = slope(moved)
     assert torch.equal(F, expected) and torch.equal(push, expected_push)
     assert torch.equal(moved[~taken], u[~taken]) and not torch.isclose(moved[taken], u[taken]).all(1).any()
+
+
+@pytest.mark.parametrize("r", [0.2, 1.0])
+def test_one_jump_leaves_the_law_as_it_is(r):
+    torch.manual_seed(1)
+    u = torch.randn(160_000, 2)
+    u = u[torch.rand(len(u)).log() < two_humps(u) - 6]
+    F, push = slope(u)
+    jumped, F, push = jump(slope, u, F, push, torch.zeros(1, 2), torch.ones(1, 1), r, lambda: torch.randn_like(u))
+    change = (features(jumped) - features(u)).double()
+    assert (change.mean(0).abs() < 4 * change.std(0) / len(u) ** 0.5).all()
+    expected, expected_push = slope(jumped)
+    assert torch.equal(F, expected) and torch.equal(push, expected_push)
+    assert 0.2 < (jumped != u).any(1).float().mean() < 0.95
+
+
+def test_jumps_carry_mass_where_no_gradient_leads():
+    """Two humps that nothing lies between: who starts on the lighter one stays, or comes to the shares."""
+
+    def F(u):
+        humps = torch.cat([math.log(share) - 12.5 * (u - at).square() for share, at in ((0.3, -2.0), (0.7, 2.0))], 1)
+        return humps.logsumexp(1) + 0.5 * u.square().sum(1)
+
+    torch.manual_seed(0)
+    n, start, steps = 500, torch.full((500, 1), -2.0), lambda: angle(0.1, 500)
+    for r, low, high in ((0.0, 0, 0), (1.0, 0.62, 0.78)):
+        u = hybrid(
+            lambda u: value_and_gradient(F, u),
+            *(torch.zeros(1, 1), torch.ones(1, 1), steps, 1001, lambda: torch.randn(n, 1)),
+            start=start,
+            r=r,
+        )
+        assert low <= (u > 0).float().mean() <= high
+
+
+def test_jumps_count_as_gradients():
+    for K in (1, 2, 3, 6, 7, 11, 12):
+        gradients = []
+        told = lambda u, *_, gradients=gradients: gradients.append(u)  # noqa: E731
+        Hybrid(0.3, renew=0.5).refine(slope, torch.zeros(4, 2), Schedule(3), K, lambda: torch.randn(4, 2), watch=told)
+        assert len(gradients) == K
 
 
 def test_an_energy_that_is_not_finite_is_never_gone_to():

@@ -48,6 +48,8 @@ def test_options_change_what_is_drawn(hebm, tiny, tmp_path):
         "langevin": ("--chain", "langevin"),
         "eta": ("--chain", "langevin", "--eta", 1e-3),
         "unscaled": ("--chain", "unscaled"),
+        "hmc": ("--chain", "hmc"),
+        "renew": ("--chain", "hmc", "--renew", 0.7),
         "pixels": ("--pixels", "sample"),
         "readjusted": ("--readjust-bn", "--readjust-temperature", 0.7),
     }

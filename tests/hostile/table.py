@@ -209,6 +209,7 @@ NUMBERS = [
     (("sample", "--h", "inf"), "prior.h"),
     (("sample", "--eta", "0"), "prior.eta"),
     (("sample", "--persistence", "1"), "prior.persistence"),
+    (("sample", "--renew", "1.5"), "prior.renew"),
     (("sample", "--batch-size", "0"), "1"),
     (("sample", "--device", "tpu"), "--device"),
     (("sample", "--device", "cuda:-1"), "--device"),

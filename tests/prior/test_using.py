@@ -108,7 +108,7 @@ def test_conditions_and_another_chain_do_not_disturb_each_other(generator):
     ("sampler", "words"),
     [
         ({"chian": "langevin"}, "a chain has no setting chian; choose of chain, steps, .*did you mean 'chain'"),
-        ({"levels": 4}, "a chain has no setting levels; choose of chain, steps, eta, h, theta, persistence"),
+        ({"levels": 4}, "a chain has no setting levels; choose of chain, steps, eta, h, theta, persistence, renew"),
         ({"chain": "underdampd"}, "chain is 'underdampd', but must be one of .*did you mean 'underdamped'"),
         ({"steps": 0}, "steps is 0, but must be a whole number of at least 1"),
         ({"h": -1.0}, "h is -1.0, but must be a number above 0"),
