@@ -198,10 +198,10 @@ def test_a_folder_that_was_interrupted_is_gone_on_with(hebm, tiny, tmp_path, mon
     assert hebm(*sample, "-n", 7, "--out", whole)[0] == 0
     to_png = picture.to_png
 
-    def interrupted(image):
+    def interrupted(image, about=None):
         if len(list(cut.glob("*.png"))) == 4:
             raise KeyboardInterrupt
-        return to_png(image)
+        return to_png(image, about)
 
     with monkeypatch.context() as patch:
         patch.setattr(picture, "to_png", interrupted)

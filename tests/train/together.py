@@ -20,7 +20,11 @@ from hebmtool import api, data, ranks, rows
 from hebmtool.generator.norm import BatchNorm
 from hebmtool.train.loop import Updates
 
-KINDS = ("ebm", "diffusion-ebm")
+PRIORS = {
+    "ebm": ["prior.whiten=true", "prior.chain=hmc", "train_prior.finish=0.5"],
+    "diffusion-ebm": ["prior.whiten=false"],
+}
+"""The settings of each kind, which resuming must give again."""
 FREE = ["train_vae.free_nats=0.1"]
 
 
@@ -47,9 +51,8 @@ def train(root: Path, updates: int) -> None:
     many = [f"train_vae.iterations={updates}", f"train_prior.iterations={updates}"]
     many += [f"train_prior.label_iterations={updates}", *FREE]
     api.train_vae("digits", [*DIGITS, *many], runs=root, device="cpu")
-    for kind in KINDS:
-        settings = [*DIGITS, *many, f"prior.kind={kind}", "prior.labels=class", f"prior.whiten={kind == 'ebm'}".lower()]
-        settings += ["prior.chain=hmc", "train_prior.finish=0.5"] if kind == "ebm" else []
+    for kind, its in PRIORS.items():
+        settings = [*DIGITS, *many, f"prior.kind={kind}", "prior.labels=class", *its]
         api.train_prior("digits", settings, runs=root, device="cpu")
     more = [f"train_prior.iterations={updates}", "flow.persistent=true"]
     api.train_prior("digits-flow", [*FLOW, *more], runs=root, device="cpu")
@@ -59,7 +62,7 @@ def train(root: Path, updates: int) -> None:
 def resume(root: Path, updates: int) -> None:
     """Train the run `digits` on, in which a prior stays that of the generator that it was learned on."""
     many = [f"train_prior.iterations={updates}", f"train_prior.label_iterations={updates}"]
-    kind = ["prior.kind=ebm", "prior.whiten=true", "prior.labels=class"]  # in whose latents the label was learned
+    kind = ["prior.kind=ebm", "prior.labels=class", *PRIORS["ebm"]]  # in whose latents the label was learned
     api.train_prior("digits", [*DIGITS, *FREE, *many, *kind], runs=root, device="cpu", resume=True)
     many = [f"train_vae.iterations={updates}"]
     api.train_vae("digits", [*DIGITS, *FREE, *many], runs=root, device="cpu", resume=True)
