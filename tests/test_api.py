@@ -528,7 +528,7 @@ def test_flow_match(flow, model):
     found = flow.flow_match(16)
     assert found.steps == flow.prior.inference.steps and found.figures()["samples"] == 16
     assert is_picture(found._repr_png_()) and repr(found).startswith("inferred latents to the flow prior")
-    with pytest.raises(HebmError, match="come from an encoder; name a flow run"):
+    with pytest.raises(HebmError, match="come from an encoder; name a run of a flow or a latent-ebm"):
         model.flow_match()
 
 

@@ -116,7 +116,8 @@ def test_nor_one_that_is_closed_or_not_there(monkeypatch, closed):
         bar.advance()
 
 
-def test_what_stderr_takes_is_written(capsys):
+def test_what_stderr_takes_is_written(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_quiet", False)  # whatever was said to the command last
     console.note("[bold] :smile: as written")
     assert capsys.readouterr() == ("", "[bold] :smile: as written\n")
 

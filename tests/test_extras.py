@@ -50,7 +50,7 @@ def test_the_package_imports_none_of_them():
     script = f"""
 import sys
 for name in {OPTIONAL}: sys.modules[name] = None
-import hebmtool.cli.main, hebmtool.api, hebmtool.demo, hebmtool.train.loggers, hebmtool.train.flow
+import hebmtool.cli.main, hebmtool.api, hebmtool.demo, hebmtool.train.loggers, hebmtool.train.one_stage
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
 
@@ -60,6 +60,6 @@ def test_every_one_has_an_extra_and_the_tests_have_all_they_need():
     base = {line.partition(">")[0] for line in PROJECT["dependencies"]}
     for package in OPTIONAL:
         assert package not in base and [name for name, packages in brought.items() if package in packages]
-    extras = {"flow", "hub", "lsun", "tensorboard"}
-    assert f"hebmtool[{','.join(sorted(extras))}]" in EXTRAS["test"]
+    [own] = [line for line in EXTRAS["test"] if line.startswith("hebmtool[")]
+    assert set(own[len("hebmtool[") : -1].split(",")) >= {"flow", "hub", "lsun", "tensorboard"}
     assert "clean-fid" in base

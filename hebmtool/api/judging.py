@@ -122,7 +122,8 @@ def info(run: Run | str | Path | None = None, *, runs: str | Path = "runs") -> I
     """
     from hebmtool.run import info as information
 
-    return Info(information.describe(opened(run, runs)))
+    found = opened(run, runs)
+    return Info(information.describe(found) | {"evaluations": information.evaluations(found)})
 
 
 # More than a screen, for it says of each of as many settings as judging has what it is.

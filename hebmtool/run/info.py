@@ -20,7 +20,7 @@ DEAD_NATS = 0.5
 
 
 def describe(run: Run) -> dict:
-    """Everything `hebm info` shows, as plain data.  Layers are listed from the top (L) to the bottom (1).
+    """What `hebm info` shows, but for `evaluations`, as data.  Layers are listed from the top (L) to the bottom (1).
 
     A run of one stage has the keys "missing", "sigma", "flow" (or "energy") and "langevin" where others have
     "likelihood", "generator_step", "elbo", "bits_per_dim" and "test_images"; it has no layers, and one prior.
@@ -33,8 +33,7 @@ def describe(run: Run) -> dict:
     recipe = checkpoint.recipe(path, header)
     about = _one_stage(run, recipe, header) if run.one_stage else _two_stages(run, recipe, header)
     found = {"run": str(run.path), "recipe": recipe.name, "data": recipe.data.source}
-    about |= {"labels": _labels(run), "evaluations": _evaluations(run)}
-    return found | about | {"package_version": header.package_version}
+    return found | about | {"labels": _labels(run), "package_version": header.package_version}
 
 
 def _labels(run: Run) -> list[dict]:
@@ -49,7 +48,7 @@ def _labels(run: Run) -> list[dict]:
     return found
 
 
-def _evaluations(run: Run) -> list[dict]:
+def evaluations(run: Run) -> list[dict]:
     """What `evaluate` kept, the newest first, each with whether it is of the checkpoints that are there."""
     newest, others = run.figure("evaluate"), run.figure("evaluations")
     every = ([newest.value] if newest else []) + (others.value if others else [])
@@ -182,7 +181,7 @@ def _label_in_words(label: dict) -> str:
 
 
 def _evaluations_in_words(found: dict) -> list[str]:
-    lines, kept = [], found["evaluations"]
+    lines, kept = [], found.get("evaluations", [])
     for each in kept[:SHOWN]:
         p = records.Provenance(**each["provenance"])
         features = ", ".join(network.name for network in p.features)

@@ -280,7 +280,7 @@ def test_a_whitened_prior_is_resumed_bit_for_bit_and_used_like_any_other(hebm, t
         ("whitened", tmp_path / "whole", "diffusion-ebm"),
         ("own", tiny / "digits", "gaussian"),
     ):
-        out = tmp_path / f"{name}.png"
+        out = tmp_path / f"{name}.npz"
         status, _, err = hebm("sample", "--run", where, "--prior", kind, "-n", 2, "--out", out)
         assert status == 0, err
         drawn[name] = out.read_bytes()

@@ -155,7 +155,7 @@ def run(tiny, tmp_path_factory):
 def test_figures(run, tree):
     run.figures_path.write_text(json.dumps(tree))
     settled(run.figures)
-    settled(info.describe, run)
+    settled(lambda run: (info.describe(run), info.evaluations(run)), run)
 
 
 @few
