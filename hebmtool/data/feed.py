@@ -75,10 +75,17 @@ class Feed:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         read, self._read = self._read, None
-        if read is not None:
-            read._shutdown_workers()  # else they end with it, which what was raised may hold on to
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            raise _ended(error) from error
+        try:
+            if read is not None:
+                read._shutdown_workers()  # else they end with it, which what was raised may hold on to
+        except RuntimeError as late:
+            if not _is_of_reader(late):
+                raise
+            for process in read._workers:  # torch heard only now of one that has ended, and let go of the others
+                process.kill()
+                process.join()
+        if _is_of_reader(error):
+            raise _ended(str(error).strip().splitlines()[0].partition(". ")[0]) from error
 
     def update(self, step: int) -> Tensor:
         """Go to update `step`: the numbers of its images, [batch_size]."""
@@ -96,7 +103,10 @@ class Feed:
         if self._read is None:
             self._read = iter(self._loader())
         places = self.images.places(len(indices))  # drawn here too, so that what is drawn next stays the same
-        found = next(self._read)
+        try:
+            found = next(self._read)
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # before torch has heard of its end
+            raise _ended("amid handing over what it had read") from error
         if isinstance(found.images, HebmError):
             raise found.images
         if found.wanted != _wanted(indices, places):
@@ -200,9 +210,13 @@ def _begin(number: int) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
 
 
-def _ended(error: RuntimeError) -> HebmError:
-    said = str(error).strip().splitlines()[0].partition(". ")[0]
+def _is_of_reader(error: BaseException | None) -> bool:
+    """Whether torch says that a process that reads has ended."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _ended(how: str) -> HebmError:
     return HebmError(
-        f"a process that reads images has ended ({said}); resume with fewer of them (train_vae.workers, "
+        f"a process that reads images has ended ({how}); resume with fewer of them (train_vae.workers, "
         "train_prior.workers), 0 to read in the process that trains, or give them more memory"
     )

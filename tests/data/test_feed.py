@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from multiprocessing import active_children
+from multiprocessing import active_children, reduction
 
 import pytest
 import safetensors.torch
@@ -79,9 +79,12 @@ def test_what_cannot_be_read_is_one_sentence(folder, tmp_path):
         fed(d.load(folder, "train"), HOW, range(3))
 
 
-def test_a_reader_that_dies_is_told(folder):
+@pytest.mark.parametrize("amid", ["reading", "handing over"])
+def test_a_reader_that_dies_is_told(folder, monkeypatch, amid):
     images = d.load(folder, "train")
     said = "a process that reads images has ended .*; resume with fewer of them"
+    if amid == "handing over":  # where its end of the connection may close before torch hears of its death
+        monkeypatch.setattr(reduction, "send_handle", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(HebmError, match=said), d.Feed(images, HOW, "stage", 3, 1000, CPU) as feed:
         for step in range(1000):
             feed.update(step)
