@@ -13,6 +13,7 @@ from hebmtool.recipe import Recipe, dump
 from hebmtool.run import hub
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
+from hebmtool.run.records import is_digest
 
 
 def export(
@@ -70,9 +71,6 @@ def _copy(run: Run, folder: Path, half: bool) -> None:
     from hebmtool.run import checkpoint
 
     files.write_text(folder / "recipe.yaml", dump(_elsewhere(run.recipe())))
-    if run.figures() and not half:
-        figures = json.dumps(_without_commands(json.loads(run.figures_path.read_text())), indent=2)
-        files.write_text(folder / run.figures_path.name, figures + "\n")
     # The generator first: others say of which they are.
     for path in sorted(run.checkpoints(), key=lambda path: path != run.generator_path):
         if not path.name.endswith(".train.safetensors"):
@@ -84,13 +82,27 @@ def _copy(run: Run, folder: Path, half: bool) -> None:
                 # Of the copy: its weights may be rounded, and 0.1.0 recorded a digest of the file, now another.
                 extra["generator"] = contents(folder / run.generator_path.name)
             checkpoint.save(folder / path.name, tensors, kind=header.kind, recipe=recipe, step=header.step, extra=extra)
+    if run.figures() and not half:
+        figures = _of_the_copy(json.loads(run.figures_path.read_text()), run, folder)
+        files.write_text(folder / run.figures_path.name, json.dumps(figures, indent=2) + "\n")
 
 
-def _without_commands(figures: object) -> object:
-    """Figures as they are kept, without the commands that made them, which name folders of this machine."""
-    if isinstance(figures, dict):
-        return {key: None if key == "command" else _without_commands(value) for key, value in figures.items()}
-    return [_without_commands(value) for value in figures] if isinstance(figures, list) else figures
+def _of_the_copy(figures: object, run: Run, folder: Path) -> object:
+    """Figures as they are kept, without the commands that made them, which name folders of this machine.
+
+    Digests are those of the copy's checkpoints, whose recipes have all keys of this version.
+    """
+    if isinstance(figures, list):
+        return [_of_the_copy(value, run, folder) for value in figures]
+    if not isinstance(figures, dict):
+        return figures
+    found = {}
+    for key, value in figures.items():
+        if key.endswith(".safetensors") and is_digest(run.path / key, value):
+            found[key] = contents(folder / key)[: len(value)]
+        else:
+            found[key] = None if key == "command" else _of_the_copy(value, run, folder)
+    return found
 
 
 def _elsewhere(recipe: Recipe) -> Recipe:

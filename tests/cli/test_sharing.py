@@ -11,6 +11,7 @@ from PIL import Image
 
 from hebmtool import recipe
 from hebmtool.run import checkpoint
+from hebmtool.run.folder import Run
 from hebmtool.run.header import contents
 
 
@@ -142,3 +143,23 @@ def test_the_card_says_what_it_is_and_how_it_is_used(hebm, tiny, tmp_path):
     assert recipe.load(tmp_path / "shown.yaml") == recipe.load(tmp_path / "given" / "recipe.yaml")
     with Image.open(tmp_path / "given" / "samples.png") as picture:
         assert picture.width > picture.height > 48
+
+
+def test_figures_stay_those_of_checkpoints_written_by_another_version(hebm, tiny, copied, tmp_path):
+    """Whose recipes have fewer keys, so that the copy's digests differ."""
+    run = Run(copied / "digits")
+    path = run.generator_path
+    tensors, header = checkpoint.load(path)
+    defaults = recipe.Generator().model_dump(mode="json")
+    fewer = {**header.recipe, "generator": {k: v for k, v in header.recipe["generator"].items() if v != defaults[k]}}
+    checkpoint.save(path, tensors, kind=header.kind, recipe=fewer, step=header.step, extra=header.extra)
+    run.set_figure("generator", {"elbo": -1.5, "bits_per_dim": 0.5, "kl": [1.0, 2.0], "step": 3}, [path])
+    for kind in run.priors()[1:]:
+        run.prior_path(kind).unlink()  # they were learned on the generator as it was
+    for name in run.labels():
+        run.label_path(name).unlink()
+    status, _, err = hebm("export", run.path, "--out", tmp_path / "given")
+    assert status == 0, err
+    assert contents(tmp_path / "given" / "generator.safetensors") != contents(path)
+    status, out, err = hebm("info", tmp_path / "given")
+    assert status == 0 and "ELBO -1.50 nats" in out and "other checkpoints" not in out.splitlines()[1], out + err
