@@ -52,4 +52,4 @@ def test_every_one_is_whole_and_small(name, tmp_path):
     run = Run.open(name, tmp_path)
     assert len(run.priors()) > 1 and run.recipe().data.path is None
     assert not list(run.path.glob("*.train.*")) and (run.path / "README.md").is_file()
-    assert sum(path.stat().st_size for path in run.path.iterdir()) < 10e6
+    assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*.*")) < 16e6, "the wheel is to stay below 20 MB"
