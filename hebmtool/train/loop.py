@@ -71,7 +71,7 @@ class Updates:
         total, step: updates in all, and made before.
         save: save(step) writes the checkpoints after `step` updates.
         show: show(step) draws pictures; not called after the last update, when there is more to say.
-        kept: the checkpoint that sampling reads.  Where no update is left and it has them all, it is left as it is.
+        kept: the checkpoint that sampling reads, left as it is where no update is left and it has all; not if `anew`.
 
     skipped: whether the update being made was passed over (`descend`).
 
@@ -93,9 +93,10 @@ class Updates:
         save: Callable[[int], None],
         show: Callable[[int], None] | None = None,
         kept: Path | None = None,
+        anew: bool = False,
     ):
         self.run, self.stage, self.seed, self.config, self.total, self.step = run, stage, seed, config, total, step
-        self.kept = kept
+        self.kept, self.anew = kept, anew
         self.save = lambda step: ranks.first_alone(plainly()(lambda: save(step)))
         self.show = None if show is None else lambda step: ranks.first_alone(plainly()(lambda: show(step)))
         self.loss: Any = 0.0
@@ -152,7 +153,9 @@ class Updates:
 
     def _has_them_all(self) -> bool:
         """Whether what sampling reads is of the last update already."""
-        return self.kept is not None and self.kept.is_file() and checkpoint.header(self.kept).step == self.step
+        if self.anew or self.kept is None or not self.kept.is_file():
+            return False
+        return checkpoint.header(self.kept).step == self.step
 
     def parts(self, total: int) -> Iterator[rows.Part]:
         """The parts of a batch of `total` images that this process computes for the update being made, one after

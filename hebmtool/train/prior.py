@@ -174,10 +174,13 @@ def train_prior(
         show_samples(run, stage, kind, step, sample_grid(averaged, recipe.seed))
 
     # One that is trained already is left as it is, unless it is to be drawn with another sampler from now on.
-    done = path if path.is_file() and checkpoint.recipe(path, checkpoint.header(path)).prior == recipe.prior else None
+    anew = path.is_file() and checkpoint.recipe(path, checkpoint.header(path)).prior != recipe.prior
     finishing = round(config.iterations * (1 - config.finish))
     feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
-    with feed, Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, done) as updates:
+    with (
+        feed,
+        Updates(run, stage, recipe.prior_seed, config, config.iterations, step, save, show, path, anew) as updates,
+    ):
         for step in updates:
             feed.update(step)
             for group in optimizer.param_groups:
