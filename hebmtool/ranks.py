@@ -60,8 +60,9 @@ def is_first() -> bool:
 def launch() -> str | None:
     """Says whether two processes were started by the same call of torchrun, also when it has started them again; None
     without torchrun."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if run is None or world() == 1 else f"{run} of process {os.getppid()} on {os.uname().nodename}"
+    run, size = os.environ.get("TORCHELASTIC_RUN_ID"), int(os.environ.get("WORLD_SIZE", 1))
+    # Not `world`: what one process does alone belongs to the launch as well.
+    return None if run is None or size == 1 else f"{run} of process {os.getppid()} on {os.uname().nodename}"
 
 
 def restarted() -> bool:
