@@ -101,16 +101,14 @@ def move(
     taken, bool [N]."""
     at_rest = torch.zeros_like(u)
     v = hold(tau * sigma * eps(), held and (held[0], at_rest))
-    # Each image's own uniform number: the first coordinate of one more draw of its stream.
-    log_uniform = torch.special.log_ndtr(eps()[:, 0].double())
+    log_uniform = _log_uniform(eps)
     before = _hamiltonian(u, v, F, m, sigma)
     new, F_new, push_new = u, F, push
     for _ in range(kicks):
         new, F_new, push_new, v = step(slope, new, v, push_new, m, sigma, theta, held)
     change = (_hamiltonian(new, v, F_new, m, sigma) - before) / tau**2
     taken = log_uniform < -change  # False where the energy is not finite
-    row = taken[:, None]
-    return torch.where(row, new, u), torch.where(taken, F_new, F), torch.where(row, push_new, push), taken
+    return *_there(taken, (new, F_new, push_new), (u, F, push)), taken
 
 
 @torch.no_grad()
@@ -128,11 +126,21 @@ def jump(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One jump from u [N, D], where F [N] and its gradient `push` [N, D] are known: (u, F, push) there."""
     new = hold(m + (1 - r) ** 0.5 * (u - m) + r**0.5 * tau * sigma * eps(), held)
-    log_uniform = torch.special.log_ndtr(eps()[:, 0].double())
+    log_uniform = _log_uniform(eps)
     F_new, push_new = slope(new)
     taken = log_uniform < (F_new.double() - F.double()) / tau**2  # False where F is not finite
+    return _there(taken, (new, F_new, push_new), (u, F, push))
+
+
+def _log_uniform(eps: Eps) -> Tensor:
+    """The logarithm of each image's own uniform number, [N]: by the first coordinate of one more draw of its stream."""
+    return torch.special.log_ndtr(eps()[:, 0].double())
+
+
+def _there(taken: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, F, push) of who was taken from `new`, of the others from `old`."""
     row = taken[:, None]
-    return torch.where(row, new, u), torch.where(taken, F_new, F), torch.where(row, push_new, push)
+    return tuple(torch.where(which, n, o) for which, n, o in zip((row, taken, row), new, old, strict=True))
 
 
 def step(
