@@ -269,6 +269,22 @@ class Prior(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _maps_are_there(self) -> "Prior":
+        whiten, energy = self.whiten, self.energy
+        for key, given, plain in (
+            ("whiten", whiten, False),
+            ("energy.form", energy.form, "compact"),
+            ("energy.reads", energy.reads, "z"),
+            ("energy.readout", energy.readout, "sum"),
+        ):
+            if self.kind == "latent-ebm" and given != plain:
+                raise ValueError(
+                    f"prior.{key} is {show(given)}, but the latent-ebm kind has one vector of latents, learned with "
+                    "its generator, and no maps; remove it"
+                )
+        return self
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
