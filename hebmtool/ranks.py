@@ -90,8 +90,20 @@ def join(device: "torch.device") -> None:
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        store, number, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+        store = distributed.PrefixStore(_meeting(), store)
+        distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
         atexit.register(_leave)
+
+
+def _meeting() -> str:
+    """The name that these processes meet under: torchrun keeps the addresses of those that it starts again, and a
+    process started again must not be sent to one that is dead.
+
+    Machines count what has died on each of them, and so cannot name a meeting by that.
+    """
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if world() == local_world() else "0"
+    return f"start {again}"
 
 
 def _leave() -> None:
