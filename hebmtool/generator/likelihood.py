@@ -205,19 +205,17 @@ class Mixture(Likelihood, word="mixture"):
         """Weights [N, M, H, W]; means, log-scales [N, C, M, H, W]; coefficients likewise, none for grey."""
         n, p, h, w = logits.shape
         colour = 3 if p == 10 * self.mixtures else 1
-        weights, rest = logits[:, : self.mixtures], logits[:, self.mixtures :]
-        rest = rest.reshape(n, colour, -1, self.mixtures, h, w)
-        coefficients = torch.tanh(rest[:, :, 2]) if colour == 3 else None
-        return weights, rest[:, :, 0], rest[:, :, 1].clamp(min=-7.0), coefficients
+        # Parts are split off and not indexed: the gradient of every index is a map of zeros as large as the whole.
+        weights, rest = logits.split([self.mixtures, p - self.mixtures], dim=1)
+        mean, log_scale, *coefficients = rest.reshape(n, colour, -1, self.mixtures, h, w).unbind(2)
+        return weights, mean, log_scale.clamp(min=-7.0), torch.tanh(coefficients[0]) if colour == 3 else None
 
     def pixels(self, logits: Tensor, x: Tensor) -> Tensor:
         weights, mean, log_scale, c = self._split(logits)
         y = (2 * x - 1)[:, :, None]
         if c is not None:
-            red, green = y[:, 0], y[:, 1]
-            mean = torch.stack(
-                [mean[:, 0], mean[:, 1] + c[:, 0] * red, mean[:, 2] + c[:, 1] * red + c[:, 2] * green], dim=1
-            )
+            (red, green, _), (a, b, d), (first, second, third) = y.unbind(1), c.unbind(1), mean.unbind(1)
+            mean = torch.stack([first, second + a * red, third + b * red + d * green], dim=1)
         centred, inverse = y - mean, torch.exp(-log_scale)
         plus, minus = inverse * (centred + 1 / self.levels), inverse * (centred - 1 / self.levels)
         difference = torch.sigmoid(plus) - torch.sigmoid(minus)
