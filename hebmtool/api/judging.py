@@ -52,10 +52,17 @@ class Tabled:
 
 
 class Evaluated(Tabled):
-    """A run's figures.  run: its name.  figures, provenance: `hebmtool.judge.evaluation.Evaluation`'s."""
+    """A run's figures.  run: its name.  figures, provenance, first: `hebmtool.judge.evaluation.Evaluation`'s."""
 
     def __init__(self, found: Evaluation):
-        self.run, self.figures, self.provenance, self._found = found.run, found.figures, found.provenance, found
+        self.run, self.figures, self.provenance, self.first = found.run, found.figures, found.provenance, found.first
+        self._found = found
+
+    def png(self) -> bytes:
+        """The first images of each set, a row each, as a PNG file: what the figures are of."""
+        from hebmtool import picture
+
+        return picture.to_png(picture.rows(list(self.first.items())))
 
     def table(self) -> table.Table:
         return beside(by_judged(self.figures))

@@ -157,6 +157,8 @@ def evaluate(
         bool, typer.Option("--diagnose", help="Also two-sample tests, moments and what the chains do.")
     ] = False,
     pixels: options.Pixels = None,
+    out: Annotated[str | None, options.out("Also draw the first images of each set, as a .png.", "not drawn")] = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     as_markdown: options.Markdown = False,
     runs: options.Runs = options.RUNS,
@@ -175,10 +177,12 @@ def evaluate(
         hebm evaluate mnist --features mnist_features.safetensors
         hebm evaluate --prior diffusion-ebm --steps 30 --repeats 5 --json
         hebm evaluate --chain underdamped --steps 30 --theta 0.3
+        hebm evaluate mnist --fast --out strip.png
         hebm evaluate --fid clean --samples 50000 --reference train --markdown
     """
     options.check_stdout(as_json, "--markdown", as_markdown)
     options.check_fast(fast, steps)
+    sink = outputs.picture(out, force, "evaluate")
     if trust_features and features is None:
         raise UsageError(
             "--trust-features is for a file named by --features; what a run's recipe names is never trusted"
@@ -208,6 +212,9 @@ def evaluate(
         device=device,
         **sampler,
     )
+    if sink is not None:
+        sink.write_picture(found.png())
+        note(f"picture: {sink.path}")
     _print(found, as_json, as_markdown)
 
 

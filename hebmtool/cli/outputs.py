@@ -139,6 +139,8 @@ class Sink:
             self.write_picture(picture.to_png(picture.grid(images, self.columns)), f"0-{len(images) - 1}")
 
     def write_picture(self, png: bytes, index: str | None = None) -> None:
+        if not ranks.is_first():  # every process has it
+            return
         from hebmtool import picture
 
         png = picture.saying(png, self._about(index))

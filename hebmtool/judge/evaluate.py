@@ -12,6 +12,7 @@ from importlib import metadata
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hebmtool.compute import device_name, fast_precision
 from hebmtool.console import note, progress
@@ -32,6 +33,7 @@ from hebmtool.use.sample import check_pixels
 SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
 ENDS = 2  # grey levels
+SHOWN = 12  # images of each set
 
 # How each figure's uncertainty is found in a single draw; a new figure that has one is named here too.
 ERRORS = {
@@ -151,7 +153,10 @@ def evaluate(
         "device": device_name(device),
     }
 
-    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
+    first: dict[str, Tensor] = {}
+    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1, first) for draw in range(repeats)]
+    # Reconstructions are of these.
+    first["images"] = images.batch(range(min(n, SHOWN)))
     figures = [_with_error(each) for each in zip(*draws, strict=True)]
     for doubt in (*_doubts(figures, sources), *_not_arrived(sources)):
         note(doubt)
@@ -161,7 +166,7 @@ def evaluate(
         for prior, told in diagnosed
         for figure in diagnose_prior(prior, run, recipe, steps=steps, seed=recipe.seed, parts=told).figures
     }.values()
-    found = Evaluation(run.name, figures, provenance)
+    found = Evaluation(run.name, figures, provenance, first)
     try:
         keep(run, found)
     except HebmError as error:
@@ -173,9 +178,11 @@ def evaluate(
 class _Seen:
     """What a draw of one source came to.
 
-    features: by each network, [n, D].  saturated: share of an image's pixel values at the ends, [n].  seconds: per
-    image of each batch, and sizes: images in it.
+    first: a few of its images.  features: by each network, [n, D].  saturated: share of an image's pixel values at the
+    ends, [n].  seconds: per image of each batch, and sizes: images in it.
     """
+
+    first: Tensor
 
     features: list[np.ndarray]
     saturated: list[float]
@@ -184,12 +191,13 @@ class _Seen:
 
 
 def _see(source: Source, networks: Sequence[Features], draw: int) -> _Seen:
-    parts, seen = [], _Seen([], [], [], [])
+    parts, seen = [], _Seen(torch.empty(0), [], [], [], [])
     started = time.perf_counter()
     for batch in source.draw(draw):
         seen.seconds.append((time.perf_counter() - started) / len(batch))
         seen.sizes.append(len(batch))
         parts.append([network(batch) for network in networks])
+        seen.first = seen.first if len(seen.first) else batch[:SHOWN].cpu()
         ends = (batch <= ENDS) | (batch >= 255 - ENDS)
         seen.saturated += ends.float().mean((1, 2, 3)).tolist()
         started = time.perf_counter()
@@ -221,8 +229,10 @@ def _figures(
     draw: int,
     split: str,
     errors: bool,
+    first: dict[str, Tensor],
 ) -> list[Figure]:
-    """All figures of one draw; without `errors`, only those uncertainties that cost nothing.
+    """All figures of one draw; without `errors`, only those uncertainties that cost nothing.  `first` is given images
+    of every set that it has none of yet.
 
     A new metric of images adds its figures here: to `judged` where it holds a set against the reference in a feature
     space, as `neighbourhood_figures` does, and else to `own`.
@@ -233,6 +243,7 @@ def _figures(
     for source in sources:
         seen = _see(source, networks, draw)
         sets[source.name] = seen.features
+        first.setdefault(source.name, seen.first)
         own += _own_figures(source, seen, n, networks[0].device)
     trained = [source for source in sources if source.baseline is not None]
     judged = []

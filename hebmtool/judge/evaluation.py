@@ -5,13 +5,17 @@ measured, which checkpoints in which way.  Nothing here, nor in what reads it, n
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hebmtool.errors import HebmError
 from hebmtool.metrics.figures import Figure
 from hebmtool.run import records
 from hebmtool.run.folder import Run
 from hebmtool.run.header import CONTENTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY, OTHERS = "evaluate", "evaluations"
 RECONSTRUCTIONS = "reconstructions"
@@ -23,11 +27,15 @@ BY_WHOM = ("command", "hebmtool", "torch", "device")
 
 @dataclass
 class Evaluation:
-    """Figures of a run, and their provenance: the command, seed, counts, digests and versions they were made with."""
+    """Figures of a run, and their provenance: the command, seed, counts, digests and versions they were made with.
+
+    first: a few images of each set as just judged, uint8 [N, C, H, W], by its name; none where figures were kept.
+    """
 
     run: str
     figures: list[Figure]
     provenance: dict
+    first: "dict[str, Tensor]" = field(default_factory=dict)
 
     def as_dict(self) -> dict:
         return {"run": self.run} | self.kept()

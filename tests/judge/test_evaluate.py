@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from hebmtool import data, files, picture
@@ -222,6 +223,17 @@ def test_a_flow_is_judged_beside_its_floor(flow):
     assert errors(several, "FD")["reconstructions"] > 0 and values(several, "FD")["flow"] != fd[1]
 
 
+def test_the_first_images_of_each_set_stand_over_those_reconstructed(run, judged):
+    found = judged[1]
+    assert list(found.first) == ["gaussian", "ebm", "diffusion-ebm", "reconstructions", "images"]
+    gaussian = prior_images(load_prior(run, "gaussian", CPU), N, draw_seed(run.recipe()))[:12]
+    images = data.load(run.recipe().data, "train")
+    assert torch.equal(found.first["gaussian"], gaussian) and torch.equal(
+        found.first["images"], images.batch(range(12))
+    )
+    assert {len(each) for each in found.first.values()} == {12}
+
+
 def test_what_has_no_meaning_for_a_flow_is_one_sentence(flow, short, capsys):
     found = evaluate(flow, CPU, samples=20, parts=PARTS)
     assert "two-sample accuracy" in {figure.name for figure in found.figures}
@@ -430,8 +442,10 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
     ):
         assert words in out
 
-    status, out, _ = hebm(*arguments, "--json")
+    strip = copied.parent / "strip.png"
+    status, out, err = hebm(*arguments, "--json", "--out", strip)
     found = json.loads(out)
+    assert f"picture: {strip}" in err and Image.open(strip).height > 4 * 8  # four rows
     assert (
         status == 0
         and found["run"] == "digits"
@@ -452,6 +466,7 @@ def test_evaluate_prints_a_table_json_and_markdown(hebm, copied):
     [
         (("evaluate", "--prior", "flaw"), 2, "no kind of prior 'flaw'"),
         (("evaluate", "--json", "--markdown"), 2, "choose one"),
+        (("evaluate", "--out", "strip.jpg"), 2, "evaluate draws a picture: give a .png"),
         (("compare", "digits", "--json", "--markdown"), 2, "choose one"),
         (("evaluate", "--features", "absent.pt"), 1, "no feature network at absent.pt"),
         (("evaluate", "--fid", "clean"), 1, "is missing and could not be fetched (no route); place the file of"),
