@@ -59,6 +59,18 @@ def learning_rate(config: TrainPrior, step: int, updates_per_epoch: int, lr: flo
     return (config.lr if lr is None else lr) * warm * config.lr_decay**epochs
 
 
+def finishing(config: TrainPrior) -> int:
+    """The first update that learns against the prior's own draws."""
+    return round(config.iterations * (1 - config.finish))
+
+
+def averaging(config: TrainPrior, step: int) -> float:
+    """Decay of the averaged weights at update `step`.  Of the last ones, against the prior's own draws, there are few:
+    an average that reached back further than a third of them would keep most of what they mend."""
+    first = finishing(config)
+    return config.ema if step < first else min(config.ema, max(0.0, 1 - 3 / (config.iterations - first)))
+
+
 @torch.no_grad()
 def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> Whitening:
     """The whitening that gives the aggregate posterior mean 0 and covariance I: from a posterior draw of each image.
@@ -175,7 +187,6 @@ def train_prior(
 
     # One that is trained already is left as it is, unless it is to be drawn with another sampler from now on.
     anew = path.is_file() and checkpoint.recipe(path, checkpoint.header(path)).prior != recipe.prior
-    finishing = round(config.iterations * (1 - config.finish))
     feed = data.Feed(images, config, stage, recipe.prior_seed, config.iterations, device)
     with (
         feed,
@@ -185,10 +196,11 @@ def train_prior(
             feed.update(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, len(images) // config.batch_size)
+            ema.decay = averaging(config, step)
 
             for part in updates.parts(config.batch_size):
                 x = data.prepare(feed.take(part), recipe.prior_data, generator.likelihood.read, train=True)
-                loss, figures = (prior.loss if step < finishing else prior.finish)(encoded(generator, x), x)
+                loss, figures = (prior.loss if step < finishing(config) else prior.finish)(encoded(generator, x), x)
                 updates.add(loss, **figures)
             [norm] = updates.descend(optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:

@@ -14,7 +14,7 @@ from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
 from hebmtool.train.labels import accuracy, train_labels
 from hebmtool.train.one_stage import train_one_stage
-from hebmtool.train.prior import learning_rate, train_prior
+from hebmtool.train.prior import averaging, finishing, learning_rate, train_prior
 from hebmtool.train.vae import balance, bound, kl_weight, spectral_weight, train_vae
 
 
@@ -129,6 +129,16 @@ def test_learning_rates_warm_up_and_decay_by_the_epoch():
     assert learning_rate(config, 20, 10) == pytest.approx(1e-3 * 0.25)
     stairs = config.model_copy(update={"lr_staircase": True, "lr_warmup": 0})
     assert [learning_rate(stairs, step, 10) for step in (0, 9, 10, 25)] == pytest.approx([1e-3, 1e-3, 5e-4, 2.5e-4])
+
+
+def test_the_average_of_the_last_updates_forgets_those_before():
+    """Averages are of weights seen, so that what they keep of those before the finish is the product of its decays."""
+    config = recipe.TrainPrior(iterations=1000, finish=0.03, ema=0.998)
+    assert finishing(config) == 970 and averaging(config, 969) == 0.998 and averaging(config, 970) == 0.9
+    assert np.prod([averaging(config, step) for step in range(970, 1000)]) < np.exp(-3)
+    assert averaging(config.model_copy(update={"iterations": 100_000}), 99_999) == 0.998, "never further than asked"
+    assert averaging(config.model_copy(update={"finish": 0.0}), 999) == 0.998
+    assert averaging(config.model_copy(update={"finish": 0.001}), 999) == 0.0, "a single update is its own average"
 
 
 def test_the_spectral_weight_falls_geometrically_while_that_of_the_kl_rises():
