@@ -187,6 +187,7 @@ class Drawing(Loaded):
             weight: of the class; below 0 any other class is asked for.
             across_layers: draw one layer at a time again: which of them carry the label?
             judged: by a classifier of real images; the first time trains it, and keeps it in the run.
+            chain: None takes the prior's own, but for an exact one the underdamped, which gets to what is asked for.
 
         Raises:
             UsageError: nothing asked, or a label, value or weight that does not exist.
@@ -198,7 +199,7 @@ class Drawing(Loaded):
         self.run.require_generator()
         wishes = wishes_of(of_class, weight, attributes)
         numbers = {"n": n, "seed": seed, "temperature": temperature, "batch_size": batch_size}
-        prior, steps = self._drawn_by(steps, chain, fast, settings, **numbers)
+        prior, steps = self._drawn_by(steps, chain or control.chain_for(self.prior), fast, settings, **numbers)
         labels = load_labels(self.run, prior.generator)
         wanted, how, layers = control.rows(wishes, labels), (n, seed, batch_size, temperature, steps), None
         if across_layers:

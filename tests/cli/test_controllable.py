@@ -5,10 +5,12 @@ import shutil
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from said import one_sentence
 from tiny import DIGITS, options
 
+from hebmtool import api
 from hebmtool.cli.main import main
 from hebmtool.judge import classifier
 from hebmtool.run import checkpoint
@@ -39,6 +41,19 @@ def test_finetuning_leaves_the_prior_as_it_was_and_reports_accuracy(hebm, couple
     again = ("train-prior", "digits", "--runs", coupled.parent, "--finetune", *options(DIGITS), *ODD)
     status, _, err = hebm(*again)
     assert status == 1 and "has the label 'odd' already" in one_sentence(err)
+
+
+def test_conditions_are_not_left_to_an_exact_chain_unless_it_is_asked_for(coupled):
+    model = api.load(coupled, "diffusion-ebm", device="cpu")
+    how = {"n": 3, "seed": 1, "judged": False, "weight": 5.0}
+
+    def drawn(**chain):
+        return torch.as_tensor(model.controllable(3, **how, **chain).sets[0])
+
+    own, underdamped = drawn(), drawn(chain="underdamped", steps=3)
+    assert torch.equal(own, drawn(chain=model.prior.config.chain)), "a chain without a test is kept"
+    model.prior = model.prior.using(chain="hmc")
+    assert torch.equal(drawn(steps=3), underdamped) and not torch.equal(drawn(chain="hmc", steps=3), underdamped)
 
 
 def test_it_draws_judges_and_writes(hebm, coupled, tmp_path, monkeypatch):
