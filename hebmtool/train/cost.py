@@ -28,6 +28,7 @@ from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
 from hebmtool.train import labels, vae
 from hebmtool.train.joint import joint_loss
+from hebmtool.train.prior import finishing
 
 META = torch.device("meta")
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
@@ -93,6 +94,7 @@ class Stage:
 
     modules: all that is held meanwhile; learned: those that are learned; loss: of a batch of images [N, C, H, W].
     steps: K of a chain in it, 0 where none is run; with_steps(K) makes it run another number.
+    keeps: whether it has checkpoints, or goes on with those of the one before.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Stage:
     device: torch.device
     steps: int = 0
     with_steps: Callable[[int], None] = lambda K: None
+    keeps: bool = True
 
     @property
     def parameters(self) -> int:
@@ -128,6 +131,8 @@ class Stage:
     @property
     def disk(self) -> int:
         """Bytes of its two checkpoints: what sampling needs, and what resuming needs."""
+        if not self.keeps:
+            return 0
         learned = sum(t.nbytes for t in (*self.learned.parameters(), *self.learned.buffers()))
         return 3 * learned + STATE_COPIES * sum(p.nbytes for p in self.learned.parameters())
 
@@ -142,7 +147,7 @@ def stages(recipe: Recipe, device: torch.device = META) -> list[Stage]:
     found = [_vae(recipe, generator, shape)]
     if KINDS[recipe.prior.kind].learned:
         with device:
-            found.append(_prior(recipe, Tower(recipe.generator, shape, recipe.data.bits).eval(), shape))
+            found += _prior(recipe, Tower(recipe.generator, shape, recipe.data.bits).eval(), shape)
     return found + [_label(recipe, name, shape, device) for name in recipe.prior.labels]
 
 
@@ -160,7 +165,8 @@ def _vae(recipe: Recipe, generator: Tower, shape: tuple[int, int, int]) -> Stage
     )
 
 
-def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> Stage:
+def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[Stage]:
+    """Of the prior, and of its last updates, against its own draws, where there are such."""
     config, kind = recipe.train_prior, recipe.prior.kind
     generator = whole if config.joint else whole.frozen(config.precision)
     prior = make_prior(generator, recipe.prior.model_copy())
@@ -173,15 +179,26 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> Stage:
             u_0 = generator.encode(x)
         return prior.loss(u_0, x)[0]
 
+    def finish(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            u_0 = generator.encode(x)
+        return prior.finish(u_0, x)[0]
+
     def with_steps(K: int) -> None:
         prior.K = K
 
+    prior.stepping(recipe.prior.theta)  # no chain is run to find its steps
     if prior.T:
         prior.schedule.on(generator.device)
     held = [generator, prior] if config.joint else [generator, prior, whole]
-    about = (f"train-prior {kind}", config.iterations, config.batch_size, config.precision, held, learned, loss, shape)
-    steps = recipe.prior.steps if config.joint or recipe.prior.objective in RUN_CHAINS else 0
-    return Stage(*about, generator.device, steps, with_steps)
+    first, K = finishing(config), recipe.prior.steps
+    steps = K if config.joint or recipe.prior.objective in RUN_CHAINS else 0
+    name, batch, device = f"train-prior {kind}", (config.batch_size, config.precision, held, learned), generator.device
+    found = [Stage(name, first, *batch, loss, shape, device, steps, with_steps)]
+    if first < config.iterations:
+        last = config.iterations - first
+        found.append(Stage(f"{name}, finish", last, *batch, finish, shape, device, K, with_steps, keeps=False))
+    return found
 
 
 def _label(recipe: Recipe, name: str, shape: tuple[int, int, int], device: torch.device) -> Stage:
@@ -258,6 +275,7 @@ def sampling_flops(recipe: Recipe) -> int:
         with META:
             tower = Tower(recipe.generator, image_shape(recipe), recipe.data.bits).eval().frozen()
         prior = make_prior(tower, recipe.prior)
+    prior.stepping(recipe.prior.theta)  # no chain is run to find its steps
 
     def drawn(K: int | None) -> int:
         with torch.no_grad(), Live(META) as live:

@@ -85,6 +85,11 @@ def test_every_stage_is_counted_at_its_recipe():
     vae, prior = stages(recipe.load("digits", DIGITS))
     assert (vae.name, vae.updates, vae.batch) == ("train-vae", 5, 16)
     assert (prior.name, prior.updates, prior.batch) == ("train-prior diffusion-ebm", 3, 8)
+    finish = ["prior.chain=hmc", "prior.steps=5", "train_prior.finish=0.4"]
+    _, prior, last = stages(recipe.load("digits", [*DIGITS, *finish]))
+    assert (prior.updates, last.updates, prior.steps, last.steps) == (2, 1, 0, 5)
+    assert last.name == "train-prior diffusion-ebm, finish" and last.disk == 0 < prior.disk
+    assert cost.cost(last).flops > 2 * cost.cost(prior).flops, "five gradients more"
     *_, label = stages(recipe.load("digits", [*DIGITS, "prior.labels=[class]"]))
     assert (label.name, label.updates, label.batch) == ("train-prior label class", 2, 8)
     assert cost.cost(label).flops > 0 and label.learned.values == list(range(10))
