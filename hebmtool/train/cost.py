@@ -172,17 +172,16 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[St
     prior = make_prior(generator, recipe.prior.model_copy())
     learned = nn.ModuleList([generator, prior]) if config.joint else prior
 
-    def loss(x: Tensor) -> Tensor:
-        if config.joint:
-            return joint_loss(generator, prior, x)[0]
-        with torch.no_grad():
-            u_0 = generator.encode(x)
-        return prior.loss(u_0, x)[0]
+    def jointly(x: Tensor) -> Tensor:
+        return joint_loss(generator, prior, x)[0]
 
-    def finish(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            u_0 = generator.encode(x)
-        return prior.finish(u_0, x)[0]
+    def encoded(objective: Callable[[Tensor, Tensor], tuple[Tensor, dict]]) -> Callable[[Tensor], Tensor]:
+        def loss(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                u_0 = generator.encode(x)
+            return objective(u_0, x)[0]
+
+        return loss
 
     def with_steps(K: int) -> None:
         prior.K = K
@@ -194,10 +193,13 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[St
     first, K = finishing(config), recipe.prior.steps
     steps = K if config.joint or recipe.prior.objective in RUN_CHAINS else 0
     name, batch, device = f"train-prior {kind}", (config.batch_size, config.precision, held, learned), generator.device
+    loss = jointly if config.joint else encoded(prior.loss)
     found = [Stage(name, first, *batch, loss, shape, device, steps, with_steps)]
     if first < config.iterations:
         last = config.iterations - first
-        found.append(Stage(f"{name}, finish", last, *batch, finish, shape, device, K, with_steps, keeps=False))
+        found.append(
+            Stage(f"{name}, finish", last, *batch, encoded(prior.finish), shape, device, K, with_steps, keeps=False)
+        )
     return found
 
 
