@@ -153,11 +153,10 @@ def evaluate(
         "device": device_name(device),
     }
 
-    first: dict[str, Tensor] = {}
-    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1, first) for draw in range(repeats)]
+    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
     # Reconstructions are of these.
-    first["images"] = images.batch(range(min(n, SHOWN)))
-    figures = [_with_error(each) for each in zip(*draws, strict=True)]
+    first = draws[0][1] | {"images": images.batch(range(min(n, SHOWN)))}
+    figures = [_with_error(each) for each in zip(*(found for found, _ in draws), strict=True)]
     for doubt in (*_doubts(figures, sources), *_not_arrived(sources)):
         note(doubt)
     # What is said of the Gaussian prior is said again beside every other.
@@ -182,8 +181,7 @@ class _Seen:
     ends, [n].  seconds: per image of each batch, and sizes: images in it.
     """
 
-    first: Tensor
-
+    first: Tensor | None
     features: list[np.ndarray]
     saturated: list[float]
     seconds: list[float]
@@ -191,13 +189,14 @@ class _Seen:
 
 
 def _see(source: Source, networks: Sequence[Features], draw: int) -> _Seen:
-    parts, seen = [], _Seen(torch.empty(0), [], [], [], [])
+    parts, seen = [], _Seen(None, [], [], [], [])
     started = time.perf_counter()
     for batch in source.draw(draw):
         seen.seconds.append((time.perf_counter() - started) / len(batch))
         seen.sizes.append(len(batch))
         parts.append([network(batch) for network in networks])
-        seen.first = seen.first if len(seen.first) else batch[:SHOWN].cpu()
+        if seen.first is None:
+            seen.first = batch[:SHOWN].cpu()
         ends = (batch <= ENDS) | (batch >= 255 - ENDS)
         seen.saturated += ends.float().mean((1, 2, 3)).tolist()
         started = time.perf_counter()
@@ -229,21 +228,21 @@ def _figures(
     draw: int,
     split: str,
     errors: bool,
-    first: dict[str, Tensor],
-) -> list[Figure]:
-    """All figures of one draw; without `errors`, only those uncertainties that cost nothing.  `first` is given images
-    of every set that it has none of yet.
+) -> tuple[list[Figure], dict[str, Tensor]]:
+    """All figures of one draw, and a few images of each set; without `errors`, only those uncertainties that cost
+    nothing.
 
     A new metric of images adds its figures here: to `judged` where it holds a set against the reference in a feature
     space, as `neighbourhood_figures` does, and else to `own`.
     """
     networks = [space.features for space in spaces] + ([classifier] if classifier is not None else [])
     sets: dict[str, list[np.ndarray]] = {}
+    first: dict[str, Tensor] = {}
     own: list[Figure] = []
     for source in sources:
         seen = _see(source, networks, draw)
         sets[source.name] = seen.features
-        first.setdefault(source.name, seen.first)
+        first[source.name] = seen.first
         own += _own_figures(source, seen, n, networks[0].device)
     trained = [source for source in sources if source.baseline is not None]
     judged = []
@@ -262,7 +261,7 @@ def _figures(
             error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else None
             what = f"Inception score, mean of {len(scores)} splits of {n} images, resized within the network"
             judged.append(Figure("IS", float(scores.mean()), error, name, "higher", note=what))
-    return judged + own
+    return judged + own, first
 
 
 def _with_error(draws: Sequence[Figure]) -> Figure:

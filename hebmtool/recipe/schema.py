@@ -271,14 +271,16 @@ class Prior(Part):
 
     @model_validator(mode="after")
     def _maps_are_there(self) -> "Prior":
-        whiten, energy = self.whiten, self.energy
+        if self.kind != "latent-ebm":
+            return self
+        energy = self.energy
         for key, given, plain in (
-            ("whiten", whiten, False),
+            ("whiten", self.whiten, False),
             ("energy.form", energy.form, "compact"),
             ("energy.reads", energy.reads, "z"),
             ("energy.readout", energy.readout, "sum"),
         ):
-            if self.kind == "latent-ebm" and given != plain:
+            if given != plain:
                 raise ValueError(
                     f"prior.{key} is {show(given)}, but the latent-ebm kind has one vector of latents, learned with "
                     "its generator, and no maps; remove it"
