@@ -128,6 +128,9 @@ class ShapesCast(TorchFunctionMode):
 # torch.compile --------------------------------------------------------------------------------------------------------
 
 BACKEND = "inductor"
+GRAPHS = "cudagraphs"
+"""The backend that makes no code of its own, but replays torch's kernels from CUDA graphs."""
+
 COMPILERS = ("g++", "clang++")
 COMPILER_ROOMS = ("torch._dynamo", "torch._inductor")
 
@@ -141,14 +144,16 @@ def compiling(backend: str | None = None) -> Iterator[None]:
     CUDA is replayed from CUDA graphs: the same numbers up to rounding, after a minute or more of compiling.
 
     Arguments:
-        backend: of torch.compile; `BACKEND` when None.
+        backend: of torch.compile; `BACKEND` when None.  With `GRAPHS`, which takes a GPU, it is half a minute.
 
     Raises:
-        HebmError: there is no compiler.
+        HebmError: there is no compiler, or no GPU.
     """
     backend = backend or BACKEND
     if backend == "inductor":
         _check_compiler()
+    if backend == GRAPHS and not torch.cuda.is_available():
+        raise HebmError("CUDA graphs take a CUDA GPU, and torch sees none; do without them")
     before = _backend.set(backend)
     try:
         yield
@@ -183,6 +188,11 @@ def plainly() -> Iterator[None]:
 def is_compiling() -> bool:
     """Whether it is a `compiling` block."""
     return _backend.get() is not None
+
+
+def is_fusing() -> bool:
+    """Whether what is compiled becomes other kernels than torch's."""
+    return _backend.get() not in (None, GRAPHS)
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
@@ -230,9 +240,9 @@ def kept(found: T) -> T:
 
 
 def in_place(old: T, new: T) -> T:
-    """The constants `new` (a tuple of tensors and Nones) at the addresses of `old`, where graphs read them; themselves
-    where nothing is replayed or nothing alike was there."""
-    if not (_replays() and old is not None and all(map(_alike, old, new))):
+    """The constants `new` (a tuple of tensors and Nones) at the addresses of `old`, where CUDA graphs read them;
+    themselves on other devices, or where nothing alike was there."""
+    if old is None or not new[0].is_cuda or not all(map(_alike, old, new)):
         return new
     for there, value in zip(old, new, strict=True):
         if there is not None:
@@ -244,6 +254,54 @@ def _alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+class Replayed:
+    """A function of CUDA tensors, captured in a CUDA graph when it is made: its kernels, which Python would launch one
+    by one, are launched together from then on, the same kernels on the same numbers.
+
+    It must draw no random numbers nor wait for the device, and what it reads beside its arguments is read again where
+    it lay then.
+
+    Arguments:
+        function: tensors -> tuple of tensors.
+        arguments: of the shapes and types it will be called with.
+    """
+
+    def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], *arguments: torch.Tensor):
+        self.arguments = [x.clone() for x in arguments]
+        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):  # libraries make their workspaces on the first calls
+            for _ in range(2):
+                function(*self.arguments)
+        here.wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        # Threads that read images ahead go on meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.found = function(*self.arguments)
+
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for there, value in zip(self.arguments, arguments, strict=True):
+            there.copy_(value)
+        self.graph.replay()
+        return tuple(x.clone() for x in self.found)  # the next replay writes over them
+
+
+class Replays:
+    """What is `Replayed` of a function, captured anew where a key says that what it reads is not what it was."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._replayed: Replayed | None = None
+
+    def __call__(
+        self, function: Callable[..., tuple[torch.Tensor, ...]], key: object, *arguments: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        if self._replayed is None or self._key != key:
+            self._key, self._replayed = key, None  # its memory first
+            self._replayed = Replayed(function, *arguments)
+        return self._replayed(*arguments)
 
 
 def device_name(device: torch.device) -> str:

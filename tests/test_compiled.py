@@ -193,13 +193,31 @@ def test_a_backend_that_fails_is_told(generator):
         drawn(prior, prior.chain.word, torch.randn(3, generator.D))
 
 
-def test_constants_stay_where_a_graph_reads_them(monkeypatch):
-    old, new = (torch.zeros(2), None), (torch.ones(2), None)
-    assert compute.in_place(old, new) is new
-    monkeypatch.setattr(compute, "_replays", lambda: True)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for where there is no GPU")
+def test_graphs_take_a_gpu(hebm):
+    status, out, err = hebm("train-vae", "digits", "--graphs")
+    assert (status, out) == (1, "") and "CUDA graphs take a CUDA GPU, and torch sees none" in err
+
+
+@pytest.mark.parametrize("backend", [None, compute.GRAPHS])
+def test_graphs_fuse_nothing(monkeypatch, backend):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with compute.compiling(backend):
+        assert compute.is_compiling() and compute.is_fusing() == (backend is None)
+    assert not compute.is_fusing()
+
+
+class OnCuda(torch.Tensor):
+    is_cuda = True
+
+
+def test_constants_stay_where_a_graph_reads_them():
+    old, new = ((x.as_subclass(OnCuda), None) for x in (torch.zeros(2), torch.ones(2)))
+    plain = torch.ones(2), None
+    assert compute.in_place(plain, (torch.zeros(2), None)) is not plain, "nothing is captured on a CPU"
     assert compute.in_place(old, new) is old and old[0].sum() == 2
     assert compute.in_place(None, new) is new
-    other = (torch.ones(3), None)
+    other = (torch.ones(3).as_subclass(OnCuda), None)
     assert compute.in_place(old, other) is other
 
 

@@ -1,7 +1,6 @@
 """What only a GPU can show (marked gpu): there, the same numbers as on a CPU, up to rounding; float32 in full.
 
-`tests/test_compiled.py` has what is replayed from CUDA graphs.  None of it has been run on a GPU yet.
-"""
+`tests/test_compiled.py` has what goes through torch.compile there."""
 
 import numpy as np
 import pytest
@@ -12,9 +11,11 @@ from toys import ENERGY_KINDS, toy_prior
 
 from hebmtool import compute, rows
 from hebmtool import data as d
+from hebmtool.chains import value_and_gradient
 from hebmtool.data import files
 from hebmtool.noise import STREAMS, Noise, streams
 from hebmtool.prior import OBJECTIVES
+from hebmtool.prior.energy import spectral as spectral_convolutions
 from hebmtool.recipe import Data, TrainPrior
 
 pytestmark = pytest.mark.gpu
@@ -31,6 +32,7 @@ def exact():
 def test_draws_are_those_of_a_cpu(make_generator, kind, stream):
     found = []
     for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
         prior = toy_prior(make_generator(), kind, "underdamped").to(device)
         prior.generator.to(device)
         with streams(stream):
@@ -56,6 +58,29 @@ def test_gradients_are_those_of_a_cpu(make_generator, monkeypatch, objective):
         ].backward()
         found.append(torch.cat([p.grad.flatten().cpu() for p in prior.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_a_replayed_gradient_follows_the_weights(make_generator, spectral):
+    """What was captured reads weights, levels and images as they are by then."""
+    prior = toy_prior(make_generator(), chain="hmc", weight=0.1).to(CUDA)
+    for conv in spectral_convolutions(prior):
+        conv.norm = spectral
+    prior.generator.to(CUDA)
+    for t in (0, 2, 1):
+        u, t = torch.randn(6, prior.generator.D, device=CUDA), torch.full((6,), t, device=CUDA)
+        with prior.fixed():
+            value, slope = prior.slope(t)(u)
+            kept = value.clone(), slope.clone()
+            expected = value_and_gradient(lambda u, t=t: prior.F(u, t), u)
+            prior.slope(t)(torch.randn_like(u))
+        for found, before, right in zip((value, slope), kept, expected, strict=True):
+            assert torch.equal(found, before), "the next replay writes over nobody's"
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for p in prior.parameters():
+                p.mul_(1.1)
+        prior.settle()
 
 
 def test_float32_keeps_all_its_bits():

@@ -33,6 +33,11 @@ KICKS = 4  # of a move; eight are slower for a gradient
 ACCEPTED = 0.75
 """The share of moves that steps are adapted to take: between the 0.65 and 0.85 within which little is lost."""
 
+ADAPTING, MOVES = 32, 24
+"""Trajectories, and moves of each at a level, on which steps are adapted."""
+
+GAIN = 0.1  # of a move made while learning
+
 LONGEST = 1.5  # radians: near pi/2, where a step forgets where it was
 
 

@@ -47,6 +47,28 @@ def plan(
         print(found)
 
 
+def _replay(context: typer.Context, wanted: bool) -> bool:
+    """Makes the updates of this command be replayed from CUDA graphs."""
+    if wanted and not context.resilient_parsing:
+        from hebmtool import compute
+
+        if compute.is_compiling():
+            raise UsageError("--graphs and --compile are two ways to be fast; leave out either")
+        context.with_resource(compute.compiling(compute.GRAPHS))
+    return wanted
+
+
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        "--graphs",
+        help="On CUDA, updates replayed from CUDA graphs: the same kernels, after half a minute. Chains always are.",
+        callback=_replay,
+        rich_help_panel=options.WHERE,
+    ),
+]
+
+
 def train_vae(
     recipe: Annotated[
         str | None,
@@ -72,6 +94,7 @@ def train_vae(
     resume: options.Resume = False,
     rewind: options.Rewind = False,
     compile: options.Compile = False,
+    graphs: Graphs = False,
     data_path: options.DataPath = None,
 ) -> None:
     """Stage one: train the multi-layer generator and its encoder.
@@ -111,6 +134,7 @@ def train_prior(
     readjust_bn: options.Readjust = False,
     readjust_temperature: options.ReadjustTemperature = 1.0,
     compile: options.Compile = False,
+    graphs: Graphs = False,
     data_path: options.DataPath = None,
 ) -> None:
     """Stage two: train an energy-based prior on the recipe's generator, and measure its prior-hole closure.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hebmtool import rows
 from hebmtool.generator.norm import BatchNorm
 
-BN_EPS = 1e-5
+BN_EPS, NORM_EPS = 1e-5, 1e-5  # of BatchNorm, of weight norm
 BN_MOMENTUM = 0.05
 RESIDUAL_SCALE = 0.1
 # The backward pass of oneDNN's 1x1 convolution of stride 2 in channels_last writes out of bounds where it reads so few
@@ -35,11 +35,8 @@ class Conv(nn.Module):
     """Convolution with weight norm, padded so that stride 1 keeps the size.
 
     Arguments:
-        c_in, c_out: channels.
-        kernel: odd kernel side.
-        stride: 1 or 2.
-        groups: as in `torch.nn.Conv2d`.
-        bias: whether the convolution has one.
+        c_in, c_out: channels.  kernel: its side, odd.  stride: 1 or 2.
+        groups, bias: as in `torch.nn.Conv2d`.
         norm: without it w is v itself.
         mask: multiplies v, so that masked taps count neither in the convolution nor in the norm.
     """
@@ -63,9 +60,9 @@ class Conv(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         for name in ("folded", "folded_bias", "transposed"):
             self.register_buffer(name, None, persistent=False)
-        self.g = nn.Parameter(self._norm(self._masked().detach()).log()) if norm else None
+        self.g = nn.Parameter(self._norm(self.masked().detach()).log()) if norm else None
 
-    def _masked(self) -> Tensor:
+    def masked(self) -> Tensor:
         return self.v if self.mask is None else self.v * self.mask
 
     @staticmethod
@@ -74,8 +71,8 @@ class Conv(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight w, [c_out, c_in / groups, kernel, kernel]."""
-        v = self._masked()
-        return v if self.g is None else self.g.exp() * v / (self._norm(v) + 1e-5)
+        v = self.masked()
+        return v if self.g is None else self.g.exp() * v / (self._norm(v) + NORM_EPS)
 
     def fold(self) -> None:
         """Compute w once and for all; the parameters no longer matter afterwards."""
@@ -383,7 +380,7 @@ class SpectralPenalty(nn.Module):
         """The penalty, a scalar; advances the power iteration, once per update."""
         total = 0.0
         for i, convs in enumerate(self.groups):
-            w = torch.stack([conv.weight().flatten(1) for conv in convs])
+            w = _matrices(convs)
             left, right = getattr(self, f"left_{i}"), getattr(self, f"right_{i}")
             if rows.first_turn():
                 with torch.no_grad():
@@ -392,3 +389,12 @@ class SpectralPenalty(nn.Module):
             # Clones: the buffers are advanced again before a later backward might need them.
             total = total + torch.einsum("no,noi,ni->", left.clone(), w, right.clone())
         return total + sum(bn.weight.abs().max() for bn in self.norms)
+
+
+def _matrices(convs: list[Conv]) -> Tensor:
+    """Weights of one shape, [n, c_out, fan_in]; normed together, where all are, in a few kernels."""
+    if any(conv.g is None for conv in convs):
+        return torch.stack([conv.weight().flatten(1) for conv in convs])
+    v = torch.stack([conv.masked().flatten(1) for conv in convs])
+    g = torch.stack([conv.g.flatten(1) for conv in convs])
+    return g.exp() * v / (v.norm(dim=2, keepdim=True) + NORM_EPS)

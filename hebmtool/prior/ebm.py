@@ -21,21 +21,17 @@ from hebmtool import ranks, rows
 from hebmtool import recipe as recipes
 from hebmtool.chains import Chain, Held, hold, make_chain, value_and_gradient
 from hebmtool.chains import Watch as ChainWatch
-from hebmtool.chains.hybrid import KICKS, longer
-from hebmtool.compute import compiled, kept
+from hebmtool.chains.hybrid import ADAPTING, GAIN, KICKS, MOVES, longer
+from hebmtool.compute import Replays, compiled, is_fusing, kept
 from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
 from hebmtool.prior.energy import Energy
-from hebmtool.prior.objectives import BRIDGES, OBJECTIVES, RUN_CHAINS, against_itself
+from hebmtool.prior.itself import OwnDraws, against_itself
+from hebmtool.prior.objectives import BRIDGES, OBJECTIVES, RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe.mistakes import sentence
-
-ADAPTING, MOVES = 32, 24
-"""Trajectories, and moves of each at a level, on which steps are adapted."""
-
-GAIN = 0.1  # of a move made while learning
 
 SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence", "renew")
 """Keys of the recipe's `prior` part that say how a prior is drawn from, and nothing else where no chain taught F."""
@@ -60,6 +56,7 @@ class EnergyPrior(Prior):
         self.chain: Chain = make_chain(config)
         self.learned_with: Chain = self.chain
         self.conditions: Sequence[Condition] = ()
+        self._replays = Replays()
 
     @property
     def T(self) -> int:
@@ -107,11 +104,9 @@ class EnergyPrior(Prior):
             self.stepping(None)
 
     def _adapt(self) -> None:
-        """Adapt the exact chain's steps to the energies, until about `chains.hybrid.ACCEPTED` of the moves are taken.
-
-        They depend on the energies alone: trajectories of a seed of their own, whose moves each lengthen or shorten
-        the steps of their level (Robbins & Monro 1951), less and less, from those that the chain has.
-        """
+        """Adapt the exact chain's steps to the energies alone, until about `chains.hybrid.ACCEPTED` of the moves are
+        taken: on trajectories of a seed of their own, whose moves each lengthen or shorten the steps of their level
+        (Robbins & Monro 1951), less and less, from those that the chain has."""
         counts = torch.zeros(self.T)
         theta = self.chain.by_level
 
@@ -199,12 +194,19 @@ class EnergyPrior(Prior):
     # Drawing
 
     def slope(self, t: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """F at levels t [N] and its gradient, in the scale of the chain in use."""
-        F = compiled(self.F)
-        if self.chain == self.learned_with:
-            return lambda u: kept(value_and_gradient(lambda u: F(u, t), u))
-        ratio = self.chain.scale(self.schedule, t) / self.scale(t)
-        return lambda u: kept(value_and_gradient(lambda u: ratio * F(u, t), u))
+        """F at levels t [N] and its gradient, in the scale of the chain in use; on CUDA replayed from a graph, unless
+        conditions add what may not be captured."""
+        F = compiled(self.F) if is_fusing() else self.F
+
+        def found(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            same = self.chain == self.learned_with
+            ratio = 1 if same else self.chain.scale(self.schedule, t) / self.scale(t)
+            return value_and_gradient(lambda u: ratio * F(u, t), u)
+
+        if not t.is_cuda or is_fusing() or self.conditions:
+            return lambda u: kept(found(u, t))
+        key = self.chain, id(self.generator), len(t), self.energy.places()
+        return lambda u: self._replays(found, key, u, t)
 
     def _watched(self, watch: Watch | None, t: Tensor) -> ChainWatch | None:
         """`watch` told in nats, of level t."""
@@ -298,8 +300,8 @@ class EnergyPrior(Prior):
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
         return OBJECTIVES[self.config.objective](self, u_0, x)
 
-    def finish(self, u_0: Tensor, x: Tensor) -> tuple[Tensor, dict]:
-        return against_itself(self, u_0)
+    def finish(self, u_0: Tensor, x: Tensor, own: OwnDraws | None = None) -> tuple[Tensor, dict]:
+        return against_itself(self, u_0, own)
 
     def calibrate(self, walk: TopDown) -> None:
         self.energy.calibrate(walk)

@@ -189,6 +189,11 @@ class Energy(nn.Module):
                 conv.fix(dtype, self.standard(l) if conv is layer.read_state else None)
         self.requires_grad_(False)
 
+    def places(self) -> tuple[int, ...]:
+        """The addresses of everything it reads; other ones where weights were moved, or made constants anew."""
+        constants = (each for conv in spectral(self) for each in conv.fixed or () if each is not None)
+        return tuple(x.data_ptr() for x in (*self.parameters(), *self.buffers(), *constants))
+
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Within the block the weights are constants, normalised once: no gradient reaches the parameters."""

@@ -30,9 +30,6 @@ RUN_CHAINS: set[str] = set()
 BRIDGES: set[str] = set()
 """Those by which the energies of level t learn log p(u_t) / p(u_{t+1}), so that F is their sum from there up."""
 
-CLAMPED, TRIMMED = 10.0, 50.0
-"""Nats between a draw of the prior and a posterior u beyond which it pulls less and less; below which not at all."""
-
 
 def objective(word: str, runs_chain: bool = False, bridges: bool = False) -> Callable[[Objective], Objective]:
     """Makes a function what `prior.objective` calls by this word."""
@@ -169,25 +166,3 @@ def telescope(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> tuple[Tensor, dic
         "accuracy": 0.5 * ((there > 0).float().mean() + (above < 0).float().mean()),
     }
     return softplus(-there).mean() + softplus(above).mean() + prior.config.penalty * ratio.square().mean(), figures
-
-
-def against_itself(prior: "EnergyPrior", u_0: Tensor) -> tuple[Tensor, dict]:
-    """The last updates: posterior u against fresh draws u^- of the prior by its exact chain, K steps from N(0, I).
-
-        loss = mean phi(F(u^-) - F(u)) at level 0;      phi'(g) = 1, and falling as 1 / |g| beyond `CLAMPED`
-
-    Where the two laws are one this pulls nowhere, whatever phi is, as long as phi' is even; so a draw that has run far
-    away, to heights that no contrast has visited, is brought down without deciding the update alone.  One that lies
-    `TRIMMED` below has been pushed down enough, by a chain that does not follow: it is left out.
-    """
-    prior.energy.advance()
-    t = torch.zeros(len(u_0), dtype=torch.long, device=u_0.device)
-    positive, _ = prior.schedule.diffuse(u_0, t)
-    negative = prior.refine(rows.randn_like(u_0), lambda: rows.randn_like(u_0), learning=True)
-    F = prior.F(torch.cat([positive, negative]), torch.cat([t, t])) / prior.scale(torch.cat([t, t]))
-    F_positive, F_negative = F.chunk(2)
-    gap = F_negative - F_positive
-    clamped = gap.clamp(-CLAMPED, CLAMPED) + gap.sign() * torch.relu(gap.abs() - CLAMPED).log1p()
-    kept = gap > -TRIMMED
-    figures = {"own_gap": gap.detach().mean(), "trimmed": 1 - kept.float().mean(), "own_std": negative.std()}
-    return torch.where(kept, clamped, 0.0).mean() + prior.config.penalty * F.square().mean(), figures

@@ -17,9 +17,13 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averaged = {name for name, _ in module.named_parameters()}
+        parameters = {name for name, _ in module.named_parameters()}
+        averaged, values = [], []
         for key, value in module.state_dict().items():
-            if key in averaged or key.endswith(("running_mean", "running_var")):
-                self.tensors[key].lerp_(value, weight)
+            if key in parameters or key.endswith(("running_mean", "running_var")):
+                averaged.append(self.tensors[key])
+                values.append(value)
             else:
                 self.tensors[key].copy_(value)
+        if averaged:
+            torch._foreach_lerp_(averaged, values, weight)  # a few kernels in place of one each

@@ -31,10 +31,8 @@ from hebmtool.train.stopping import StopSignals
 # Recipe keys that say when something is written and in how many turns an update is computed, not what it is: they may
 # change on resuming.
 HOUSEKEEPING = ("log_every", "sample_every", "save_every", "accumulate", "workers")
-# A loss beyond this has run away (HEBM's own bound).
-LOSS_BOUND = 1e15
-# A weight beyond this has, though the loss may not show it yet.
-WEIGHT_BOUND = 1e8
+LOSS_BOUND = 1e15  # a loss beyond this has run away (HEBM's own bound)
+WEIGHT_BOUND = 1e8  # a weight beyond this has, though the loss may not show it yet
 # Updates that may be skipped one after another, where any may: more is no accident.
 SKIPPED_IN_A_ROW = 3
 # Updates that an accelerator may run ahead before it is asked whether they ran away: asking means waiting for it.
@@ -325,8 +323,9 @@ def save_training(
     optimizer: torch.optim.Optimizer,
     extra: nn.Module | None = None,
     origin: dict | None = None,
+    others: dict[str, Tensor] | None = None,
 ) -> None:
-    """Everything needed to continue after `step` updates, in one file; `origin` goes into its header.
+    """Everything needed to continue after `step` updates, in one file: `origin` in its header, `others` as "rest.".
 
     What was saved before is kept beside it (`good_path`), since training went on from it without trouble.
 
@@ -338,6 +337,7 @@ def save_training(
     tensors |= prefixed("optimizer", checkpoint.flatten_optimizer(optimizer))
     if extra is not None:
         tensors |= prefixed("extra", extra.state_dict())
+    tensors |= prefixed("rest", others or {})
     _keep_good(path, step)
     checkpoint.save(path, tensors, kind=kind, recipe=recipe, step=step, extra=origin)
 

@@ -21,6 +21,7 @@ from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.ebm import SAMPLER
 from hebmtool.prior.energy import CALIBRATION_DRAWS
+from hebmtool.prior.itself import OwnDraws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import checkpoint, split
@@ -35,7 +36,7 @@ Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
 MAY_CHANGE = (
-    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "finish"),
+    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "finish", "redraw"),
     *("label_iterations", "label_lr"),
     *HOUSEKEEPING,
 )
@@ -158,9 +159,10 @@ def train_prior(
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     ema = Ema(prior, config.ema)
     averaged = make_prior(ground.sampled, recipe.prior).eval().requires_grad_(False)
-    step, stage = 0, f"train-prior {kind}"
+    own, step, stage = OwnDraws(config.redraw), 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening, rewind)
+        own.restore(checkpoint.load(train_path, prefix="rest.")[0], device)
         if (theta := checkpoint.header(train_path).extra.get(STEPS)) is not None:
             prior.stepping(theta)
     run.truncate_metrics(stage, step)
@@ -173,7 +175,9 @@ def train_prior(
 
     def save(step: int) -> None:
         extra = origin | {STEPS: prior.steps}
-        save_training(train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, extra)
+        save_training(
+            train_path, recipe, step, f"{kind} training", prior, ema, optimizer, ground.whitening, extra, own.tensors()
+        )
         extra = origin
         if step >= config.iterations:
             average()
@@ -200,7 +204,8 @@ def train_prior(
 
             for part in updates.parts(config.batch_size):
                 x = data.prepare(feed.take(part), recipe.prior_data, generator.likelihood.read, train=True)
-                loss, figures = (prior.loss if step < finishing(config) else prior.finish)(encoded(generator, x), x)
+                u_0 = encoded(generator, x)
+                loss, figures = prior.loss(u_0, x) if step < finishing(config) else prior.finish(u_0, x, own)
                 updates.add(loss, **figures)
             [norm] = updates.descend(optimizer, prior, ema, "train_prior.lr")
             if updates.to_log:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from toys import ENERGY_KINDS, Twins, toy_prior
 
-from hebmtool import recipe
+from hebmtool import recipe, rows
 from hebmtool.chains import CHAINS
 from hebmtool.errors import UsageError
 from hebmtool.prior import OBJECTIVES, Schedule, make_prior
+from hebmtool.prior.itself import OwnDraws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import words
 from hebmtool.train.prior import check_finish
@@ -383,6 +384,48 @@ def test_the_finish_adapts_the_steps_it_draws_by(generator):
     [theta] = prior.steps
     assert theta > 0.3  # nearly all is taken where F is next to nothing
     assert loss.isfinite() and figures["own_std"] == pytest.approx(1, abs=0.3)
+
+
+def rounds(prior, own, n, parts=1):
+    """What updates 1 .. n learn against, each in so many parts of 4 images."""
+    for _ in range(n):
+        found = []
+        for part in rows.parts(4, parts):
+            torch.manual_seed(3)
+            with rows.computing(part):
+                found.append(own(prior, torch.zeros(len(part), prior.generator.D)))
+        yield torch.cat(found)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_draws_of_several_updates_are_made_at_once(generator, monkeypatch, parts):
+    """Those of one round are one chain's of as many images, whatever the parts; the round after that is another."""
+    monkeypatch.setattr("hebmtool.prior.ebm.GAIN", 0.0)  # steps are adapted after every part
+    prior = toy_prior(generator, "ebm", "hmc", weight=0.1, steps=5)
+    prior.stepping(0.5)
+    *first, other = rounds(prior, OwnDraws(3), 4, parts)
+    torch.manual_seed(3)
+    u, made = torch.zeros(4, generator.D), []
+
+    def eps():
+        made.append(torch.cat([torch.randn_like(u) for _ in range(3)]))
+        return made[-1]
+
+    expected = prior.refine(eps(), eps, learning=True)
+    assert torch.allclose(torch.cat(first), expected, atol=1e-5) and not torch.allclose(expected, made[0], atol=0.1)
+    assert torch.allclose(other, first[0], atol=1e-5), "drawn again, from the same seed"
+
+
+def test_what_is_left_of_a_round_is_gone_on_with(generator):
+    prior = toy_prior(generator, "ebm", "hmc", steps=5)
+    own, again = OwnDraws(3), OwnDraws(3)
+    [first] = rounds(prior, own, 1)
+    again.restore(own.tensors(), first.device)
+    assert torch.equal(torch.stack(list(rounds(prior, again, 2))), own.u[1:])
+    assert not again.tensors(), "the next update makes its own"
+    other = OwnDraws(2)
+    other.restore(own.tensors(), first.device)
+    assert other.at == -1, "of another number of updates"
 
 
 @pytest.mark.parametrize(

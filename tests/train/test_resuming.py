@@ -60,6 +60,7 @@ CASES = {
                 "train_prior.lr_decay=0.9",
                 *FINISH,
                 "train_prior.finish=0.6",
+                "train_prior.redraw=4",
             ],
         ),
         lambda settings, run, resume: train_prior(settings, run, CPU, resume),

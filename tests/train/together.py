@@ -21,7 +21,7 @@ from hebmtool.generator.norm import BatchNorm
 from hebmtool.train.loop import Updates
 
 PRIORS = {
-    "ebm": ["prior.whiten=true", "prior.chain=hmc", "train_prior.finish=0.5"],
+    "ebm": ["prior.whiten=true", "prior.chain=hmc", "train_prior.finish=0.5", "train_prior.redraw=2"],
     "diffusion-ebm": ["prior.whiten=false"],
 }
 """The settings of each kind, which resuming must give again."""
