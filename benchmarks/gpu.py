@@ -9,12 +9,13 @@ In this order, each within what is left of the minutes, so that whatever is cut 
     noise      `benchmarks/noise.py`: torch's streams against philox's
     plan       `hebm plan --measure`: what an update was said to take, and what it took
     speed      `benchmarks/langevin.py`: against the plain comparator, batch 64 and 512, steps/s, share of peak; on CUDA
-               also with the gradient replayed from a CUDA graph, and at batch 64 through torch.compile
-    train      both stages of cifar10-small (digits when tiny), stopped by SIGTERM, which saves, when their time is up
+               also without replaying the gradient from a CUDA graph
+    train      both stages of cifar10-small (digits when tiny), on CUDA with --graphs, stopped by SIGTERM, which saves,
+               when their time is up
     look       samples of every prior, and `hebm evaluate`, whose table has the closure
 
-What each said is in OUT/NAME.log, and what became of it, with the seconds it took, in OUT/summary.json.  It has
-not been run on a GPU yet.
+What each said is in OUT/NAME.log, and what became of it, with the seconds it took, in OUT/summary.json.  Tests and
+trainings have been run on a GPU (docs/scale.md), this script as a whole has not.
 """
 
 import argparse
@@ -82,6 +83,7 @@ def main() -> None:
     out, session = asked.out.resolve(), Session(asked.out.resolve(), min(asked.minutes, 10.0))
     python, at = sys.executable, ("--device", asked.device)
     hebm, graphs = (python, "-m", "hebmtool"), ("--graphs",) if asked.device.startswith("cuda") else ()
+    launched = ("--launched",) if graphs else ()
     recipe = "digits" if asked.tiny else "cifar10-small"
     keys = SMALL if asked.tiny else [f"data.path={asked.data}"]
     keys = [word for key in [*keys, "name=gpu"] for word in ("--set", key)]
@@ -96,13 +98,12 @@ def main() -> None:
     )
     session.step("plan", *hebm, "plan", recipe, *at, "--measure", "--json", *keys, share=0.15)
     for batch in batches:
-        more = (*graphs, "--compile") if graphs and batch == batches[0] else graphs
         geometry = ("--geometry", "digits" if asked.tiny else "cifar10-small", "--batch", batch, "--rounds", rounds)
         files = ("--json", out / f"speed-{batch}.json", "--markdown", out / f"speed-{batch}.md")
-        speed = (python, "benchmarks/langevin.py", *geometry, *at, *more, *files)
+        speed = (python, "benchmarks/langevin.py", *geometry, *at, *launched, *files)
         session.step(f"speed-{batch}", *speed, share=0.2)
-    session.step("train-vae", *hebm, "train-vae", recipe, *runs, *at, *keys, share=0.5)
-    session.step("train-prior", *hebm, "train-prior", recipe, *runs, *at, *keys, share=0.6)
+    session.step("train-vae", *hebm, "train-vae", recipe, *runs, *at, *graphs, *keys, share=0.5)
+    session.step("train-prior", *hebm, "train-prior", recipe, *runs, *at, *graphs, *keys, share=0.6)
     for prior in ("gaussian", "diffusion-ebm"):
         picture = ("--prior", prior, "-n", 64, "--out", out / f"{prior}.png", "--force")
         session.step(f"sample-{prior}", *hebm, "sample", "--run", out / "runs" / "gpu", *at, *picture, share=0.3)

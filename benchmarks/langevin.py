@@ -8,7 +8,7 @@
 Weights are random (BatchNorm statistics and the energies' readouts too), so nothing is downloaded or trained.  Every
 variant has a process of its own, and the variants take turns, so that whatever else the machine does falls on all
 alike: `plain`, ours in float32, ours in bf16, with --compile ours in bf16 as `hebm sample --compile` draws (it takes
-minutes), and with --graphs (CUDA only) ours in bf16 with the gradient of F replayed from a CUDA graph.
+minutes), and with --launched (CUDA only) ours in bf16 whose gradient of F is not replayed from a CUDA graph.
 Numbers are medians over the rounds, and the quartiles.  The CUDA side has not been run on a GPU yet.
 
     step      one gradient of F(T(u), t) and one update of the recipe's chain
@@ -51,7 +51,7 @@ GEOMETRIES = {
     "cifar10": ("cifar10", [], (3, 32, 32), 2, 50, 2),
     "lsun64": ("lsun64", [], (3, 64, 64), 1, 50, 1),
 }
-VARIANTS = ("plain", "float32", "bf16", "compiled", "graph")
+VARIANTS = ("plain", "float32", "bf16", "compiled", "launched")
 UPDATES = ("recovery", "nce")
 
 
@@ -85,28 +85,6 @@ def build(
     return generator, prior
 
 
-class Captured:
-    """F and its gradient replayed from a CUDA graph: the kernels of one call, launched at once."""
-
-    def __init__(self, F: Callable, u: torch.Tensor):
-        self.u = u.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                value_and_gradient(F, self.u)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.found = value_and_gradient(F, self.u)
-
-    def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.u.copy_(u)
-        self.graph.replay()
-        value, slope = self.found
-        return value.clone(), slope.clone()
-
-
 class Variant:
     """What one process measures: `run(what)` does it once and returns the seconds it took."""
 
@@ -117,7 +95,7 @@ class Variant:
         _, _, shape, on_cpu, on_gpu, steps = GEOMETRIES[geometry]
         self.batch = batch or (on_gpu if self.device.type == "cuda" else on_cpu)
         self.recipe, self.variant, self.steps = r, variant, min(steps, r.prior.steps)
-        self.updates = () if variant in ("compiled", "graph") else UPDATES
+        self.updates = () if variant in ("compiled", "launched") else UPDATES
         precision = "float32" if variant in ("plain", "float32") else "bf16"
         self.generator, self.prior = build(r, shape, precision, self.device)
         self.model = Plain(self.generator, self.prior) if variant == "plain" else self.prior
@@ -131,12 +109,8 @@ class Variant:
         if variant == "compiled":
             self.held = contextlib.ExitStack()  # for as long as the process
             self.held.enter_context(compiling())
-        if variant == "graph":
-            # The weights stay where they are, as what was captured expects.
-            self.prior.energy.fix()
-            self.prior.energy.fixed = contextlib.nullcontext
-            captured = Captured(self.F, self.u)
-            self.prior.slope = lambda t: captured
+        if variant == "launched":
+            self.prior.replays = lambda function, key, *tensors: function(*tensors)
 
     def F(self, u: torch.Tensor) -> torch.Tensor:
         return self.model.F(u, self.t)
@@ -292,7 +266,7 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def compare(geometry: str, args: argparse.Namespace) -> dict:
     """Every variant on one geometry: equality, memory, and times, alternating."""
-    optional = {"compiled": args.compile, "graph": args.graphs}
+    optional = {"compiled": args.compile, "launched": args.launched}
     variants = [v for v in VARIANTS if optional.get(v, True)]
     workers = {v: Worker(geometry, v, args.device, args.threads, args.batch, []) for v in variants}
     r = settings(geometry, [])
@@ -455,14 +429,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images at a time, instead of each geometry's own")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also go through torch.compile")
-    parser.add_argument("--graphs", action="store_true", help="also replay the gradient from a CUDA graph")
+    parser.add_argument("--launched", action="store_true", help="also launch the gradient's kernels one by one")
     parser.add_argument("--scaling", action="store_true", help="also fit the cost against batch size, L, K and T")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
     args = parser.parse_args()
-    if args.graphs and not args.device.startswith("cuda"):
-        parser.error("--graphs needs --device cuda")
+    if args.launched and not args.device.startswith("cuda"):
+        parser.error("--launched needs --device cuda: elsewhere nothing is replayed")
     if not args.device.startswith("cuda"):
         note("no GPU is measured: run the same command with --device cuda where there is one")
     report = {

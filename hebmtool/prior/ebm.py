@@ -56,7 +56,7 @@ class EnergyPrior(Prior):
         self.chain: Chain = make_chain(config)
         self.learned_with: Chain = self.chain
         self.conditions: Sequence[Condition] = ()
-        self._replays = Replays()
+        self.replays = Replays()
 
     @property
     def T(self) -> int:
@@ -206,7 +206,7 @@ class EnergyPrior(Prior):
         if not t.is_cuda or is_fusing() or self.conditions:
             return lambda u: kept(found(u, t))
         key = self.chain, id(self.generator), len(t), self.energy.places()
-        return lambda u: self._replays(found, key, u, t)
+        return lambda u: self.replays(found, key, u, t)
 
     def _watched(self, watch: Watch | None, t: Tensor) -> ChainWatch | None:
         """`watch` told in nats, of level t."""

@@ -28,7 +28,7 @@ from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
 from hebmtool.train import labels, vae
 from hebmtool.train.joint import joint_loss
-from hebmtool.train.prior import finishing
+from hebmtool.train.prior import check_finish, finishing
 
 META = torch.device("meta")
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
@@ -190,6 +190,7 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[St
     if prior.T:
         prior.schedule.on(generator.device)
     held = [generator, prior] if config.joint else [generator, prior, whole]
+    check_finish(recipe)
     first, K = finishing(config), recipe.prior.steps
     steps = K if config.joint or recipe.prior.objective in RUN_CHAINS else 0
     name, batch, device = f"train-prior {kind}", (config.batch_size, config.precision, held, learned), generator.device
