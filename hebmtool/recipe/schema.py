@@ -317,7 +317,7 @@ class TrainPrior(Part):
         0.0, ge=0, lt=1, description="share of the updates, the last, that learn against the prior's own draws (by hmc)"
     )
     redraw: int = Field(
-        1, ge=1, le=1000, description="updates of the finish for which draws are made at once: a GPU's gain"
+        1, ge=1, le=1000, description="updates of the finish that learn against the same draws, while they count"
     )
     joint: bool = Field(
         False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"

@@ -386,46 +386,59 @@ def test_the_finish_adapts_the_steps_it_draws_by(generator):
     assert loss.isfinite() and figures["own_std"] == pytest.approx(1, abs=0.3)
 
 
-def rounds(prior, own, n, parts=1):
-    """What updates 1 .. n learn against, each in so many parts of 4 images."""
+def drawn_for(prior, own, n, parts=1):
+    """(u^-, how high each stood when drawn) of updates 1 .. n, each in so many parts of 4 images."""
     for _ in range(n):
         found = []
         for part in rows.parts(4, parts):
             torch.manual_seed(3)
             with rows.computing(part):
                 found.append(own(prior, torch.zeros(len(part), prior.generator.D)))
-        yield torch.cat(found)
+        u, heights = zip(*found, strict=True)
+        yield torch.cat(u), None if heights[0] is None else torch.cat(heights)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_draws_of_several_updates_are_made_at_once(generator, monkeypatch, parts):
-    """Those of one round are one chain's of as many images, whatever the parts; the round after that is another."""
+def test_draws_are_for_several_updates(generator, monkeypatch, parts):
+    """Those of one round are the chain's, whatever the parts; the round after that is drawn anew."""
     monkeypatch.setattr("hebmtool.prior.ebm.GAIN", 0.0)  # steps are adapted after every part
     prior = toy_prior(generator, "ebm", "hmc", weight=0.1, steps=5)
     prior.stepping(0.5)
-    *first, other = rounds(prior, OwnDraws(3), 4, parts)
+    (first, at_once), (second, height), (third, _), (other, anew) = drawn_for(prior, OwnDraws(3), 4, parts)
     torch.manual_seed(3)
-    u, made = torch.zeros(4, generator.D), []
-
-    def eps():
-        made.append(torch.cat([torch.randn_like(u) for _ in range(3)]))
-        return made[-1]
-
-    expected = prior.refine(eps(), eps, learning=True)
-    assert torch.allclose(torch.cat(first), expected, atol=1e-5) and not torch.allclose(expected, made[0], atol=0.1)
-    assert torch.allclose(other, first[0], atol=1e-5), "drawn again, from the same seed"
+    start = torch.randn(4, generator.D)
+    expected = prior.refine(start, lambda: torch.randn(4, generator.D), learning=True)
+    assert torch.allclose(first, expected, atol=1e-5) and not torch.allclose(expected, start, atol=0.1)
+    assert torch.equal(first, second) and torch.equal(first, third) and at_once is anew is None
+    assert torch.allclose(other, first, atol=1e-5) and other is not first, "drawn again, from the same seed"
+    F = prior.log_tilt(torch.cat([first, torch.zeros(1, generator.D)])).detach()
+    assert torch.allclose(height, F[:-1] - F[-1], atol=1e-5)
 
 
-def test_what_is_left_of_a_round_is_gone_on_with(generator):
+def test_draws_of_earlier_weights_count_for_less_where_they_are_unlikelier_now(generator):
+    """w = p(u^-) / p_then(u^-), at most 1, log Z changing as the mean of F at posterior u does."""
+    prior, own = toy_prior(generator, "ebm", "hmc"), OwnDraws(2)
+    gaps = torch.tensor([3.0, -3.0, 0.0]).requires_grad_(True)
+    prior.refine = lambda u_0, eps, learning: torch.zeros_like(u_0)
+    prior.log_tilt = lambda u: torch.full((len(u),), 5.0)
+    prior.F = lambda u, t: torch.cat([torch.full((3,), 7.0), 7 + gaps])
+    for weights in ([1.0, 1.0, 1.0], [1.0, math.exp(-3), 1.0]):
+        loss, figures = prior.finish(torch.randn(3, generator.D), torch.empty(0), own)
+        assert torch.allclose(torch.autograd.grad(loss, gaps)[0] * 3, torch.tensor(weights), rtol=1e-4)
+        assert figures["own_weight"].item() == pytest.approx(sum(weights) / 3, rel=1e-4)
+
+
+def test_a_round_is_gone_on_with(generator):
     prior = toy_prior(generator, "ebm", "hmc", steps=5)
     own, again = OwnDraws(3), OwnDraws(3)
-    [first] = rounds(prior, own, 1)
-    again.restore(own.tensors(), first.device)
-    assert torch.equal(torch.stack(list(rounds(prior, again, 2))), own.u[1:])
-    assert not again.tensors(), "the next update makes its own"
-    other = OwnDraws(2)
-    other.restore(own.tensors(), first.device)
-    assert other.at == -1, "of another number of updates"
+    [(u, _)] = drawn_for(prior, own, 1)
+    again.restore(own.tensors(), u.device)
+    assert all(torch.equal(u, found) and height is not None for found, height in drawn_for(prior, again, 2))
+    assert not again.tensors(), "the next update draws anew"
+    again = OwnDraws(1)
+    again.restore(own.tensors(), u.device)
+    [(_, height)] = drawn_for(prior, again, 1)
+    assert height is None, "where every update is to draw anew, it does"
 
 
 @pytest.mark.parametrize(
