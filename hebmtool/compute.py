@@ -33,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises:
         UsageError: the word is none of these, or a number is given to several processes.
-        HebmError: CUDA is asked for and absent.
+        HebmError: CUDA is asked for and absent, or CUDA graphs are asked for and it is the CPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +45,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise UsageError(f"unknown device '{name}'; allowed are auto, cpu, cuda and cuda:N")
     if kind == "cpu":
+        if _backend.get() == GRAPHS:
+            raise HebmError("CUDA graphs take a CUDA GPU, and the device is the CPU; do without them")
         keep_memory()
     if kind == "cuda":
         exact()
@@ -147,13 +149,11 @@ def compiling(backend: str | None = None) -> Iterator[None]:
         backend: of torch.compile; `BACKEND` when None.  With `GRAPHS`, which takes a GPU, it is half a minute.
 
     Raises:
-        HebmError: there is no compiler, or no GPU.
+        HebmError: there is no compiler.
     """
     backend = backend or BACKEND
     if backend == "inductor":
         _check_compiler()
-    if backend == GRAPHS and not torch.cuda.is_available():
-        raise HebmError("CUDA graphs take a CUDA GPU, and torch sees none; do without them")
     before = _backend.set(backend)
     try:
         yield
