@@ -64,12 +64,19 @@ def _choose_noise(context: typer.Context, word: str) -> str:
     return word
 
 
-def _compile(context: typer.Context, wanted: bool) -> bool:
+def compile_by(context: typer.Context, backend: str | None) -> None:
     """Makes what this command spends its time in go through torch.compile."""
-    if wanted and not context.resilient_parsing:
+    if not context.resilient_parsing:
         from hebmtool import compute
 
-        context.with_resource(compute.compiling())
+        if compute.is_compiling():
+            raise UsageError("--graphs and --compile are two ways to be fast; leave out either")
+        context.with_resource(compute.compiling(backend))
+
+
+def _compile(context: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        compile_by(context, None)
     return wanted
 
 

@@ -48,13 +48,8 @@ def plan(
 
 
 def _replay(context: typer.Context, wanted: bool) -> bool:
-    """Makes the updates of this command be replayed from CUDA graphs."""
-    if wanted and not context.resilient_parsing:
-        from hebmtool import compute
-
-        if compute.is_compiling():
-            raise UsageError("--graphs and --compile are two ways to be fast; leave out either")
-        context.with_resource(compute.compiling(compute.GRAPHS))
+    if wanted:
+        options.compile_by(context, "cudagraphs")
     return wanted
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hebmtool.generator.layers import Conv, SkipDown
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4, 5, 8, 12, 13, 16, 24, 40])
+@pytest.mark.parametrize("channels", [2, 3, 4, 5, 8, 12, 13, 14, 15, 16, 17, 24, 40])
 @pytest.mark.parametrize("side", [7, 50, 65])
 def test_gradients_of_a_strided_convolution(channels, side):
     conv = Conv(channels, 6, 1, stride=2).to(memory_format=torch.channels_last)
