@@ -214,8 +214,8 @@ class OnCuda(torch.Tensor):
 
 def test_constants_stay_where_a_graph_reads_them():
     old, new = ((x.as_subclass(OnCuda), None) for x in (torch.zeros(2), torch.ones(2)))
-    plain = torch.ones(2), None
-    assert compute.in_place(plain, (torch.zeros(2), None)) is not plain, "nothing is captured on a CPU"
+    on_cpu = torch.ones(2), None
+    assert compute.in_place((torch.zeros(2), None), on_cpu) is on_cpu, "nothing is captured there"
     assert compute.in_place(old, new) is old and old[0].sum() == 2
     assert compute.in_place(None, new) is new
     other = (torch.ones(3).as_subclass(OnCuda), None)

@@ -64,19 +64,14 @@ def _choose_noise(context: typer.Context, word: str) -> str:
     return word
 
 
-def compile_by(context: typer.Context, backend: str | None) -> None:
-    """Makes what this command spends its time in go through torch.compile."""
-    if not context.resilient_parsing:
+def compile_by(context: typer.Context, wanted: bool, graphs: bool = False) -> bool:
+    """Makes what this command spends its time in go through torch.compile, or with `graphs` be replayed as it is."""
+    if wanted and not context.resilient_parsing:
         from hebmtool import compute
 
         if compute.is_compiling():
             raise UsageError("--graphs and --compile are two ways to be fast; leave out either")
-        context.with_resource(compute.compiling(backend))
-
-
-def _compile(context: typer.Context, wanted: bool) -> bool:
-    if wanted:
-        compile_by(context, None)
+        context.with_resource(compute.compiling(compute.GRAPHS if graphs else None))
     return wanted
 
 
@@ -239,7 +234,7 @@ Compile = Annotated[
         "--compile",
         help="Through torch.compile, on CUDA with CUDA graphs: the same up to rounding, after a minute or more of "
         "compiling. Takes a C++ compiler.",
-        callback=_compile,
+        callback=lambda context, wanted: compile_by(context, wanted),
         rich_help_panel=WHERE,
     ),
 ]

@@ -47,18 +47,12 @@ def plan(
         print(found)
 
 
-def _replay(context: typer.Context, wanted: bool) -> bool:
-    if wanted:
-        options.compile_by(context, "cudagraphs")
-    return wanted
-
-
 Graphs = Annotated[
     bool,
     typer.Option(
         "--graphs",
         help="On CUDA, updates replayed from CUDA graphs: the same kernels, after half a minute. Chains always are.",
-        callback=_replay,
+        callback=lambda context, wanted: options.compile_by(context, wanted, graphs=True),
         rich_help_panel=options.WHERE,
     ),
 ]
