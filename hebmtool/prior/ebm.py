@@ -28,7 +28,7 @@ from hebmtool.generator import Generator, TopDown
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
 from hebmtool.prior.energy import Energy
-from hebmtool.prior.itself import OwnDraws, against_itself
+from hebmtool.prior.itself import KeptChains, OwnDraws, against_itself
 from hebmtool.prior.objectives import BRIDGES, OBJECTIVES, RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe.mistakes import sentence
@@ -300,7 +300,7 @@ class EnergyPrior(Prior):
     def loss(self, u_0: Tensor, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, dict]:
         return OBJECTIVES[self.config.objective](self, u_0, x)
 
-    def finish(self, u_0: Tensor, x: Tensor, own: OwnDraws | None = None) -> tuple[Tensor, dict]:
+    def finish(self, u_0: Tensor, x: Tensor, own: OwnDraws | KeptChains | None = None) -> tuple[Tensor, dict]:
         return against_itself(self, u_0, own)
 
     def calibrate(self, walk: TopDown) -> None:

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from hebmtool import rows
+from hebmtool.chains.hybrid import KICKS
 
 if TYPE_CHECKING:
     from hebmtool.prior.ebm import EnergyPrior
+    from hebmtool.recipe import TrainPrior
 
 CLAMPED, TRIMMED = 10.0, 50.0
 """Nats between a draw of the prior and a posterior u beyond which it pulls less and less; below which not at all."""
+
+VISIT = 1 + 2 * KICKS
+"""Gradients by which a kept chain goes on: two moves."""
 
 
 class OwnDraws:
@@ -50,12 +55,77 @@ class OwnDraws:
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """Go on with what `tensors` gave, if anything."""
-        if tensors:
+        if "age" in tensors:
             self.age = min(int(tensors["age"]), self.updates - 1)
             self.u, self.height = tensors["u"].to(device), tensors["height"].to(device)
 
 
-def against_itself(prior: "EnergyPrior", u_0: Tensor, own: "OwnDraws | None" = None) -> tuple[Tensor, dict]:
+class KeptChains:
+    """Draws u^- of chains that are kept (persistent contrastive divergence, Tieleman 2008,
+    https://doi.org/10.1145/1390156.1390290; some begun anew as in Du & Mordatch 2019, https://arxiv.org/abs/1903.08689).
+
+    Of every batch a share `fresh` is drawn by K steps from N(0, I), in the place of other chains; the others are kept
+    ones that go on by `VISIT` gradients.  So draws are of K gradients and more, K + VISIT (1 / fresh - 1) in the mean,
+    and F learns where chains go on to, about which those of K alone say nothing.
+
+    u: the chains, [size, D], of all processes, of which there are `filled`; until there are all, every draw is fresh.
+    """
+
+    def __init__(self, size: int, fresh: float):
+        self.size, self.fresh = size, fresh
+        self.u, self.filled = torch.empty(0), 0
+
+    def __call__(self, prior: "EnergyPrior", u_0: Tensor) -> tuple[Tensor, None]:
+        """(u^- [n, D], None) of this part (`hebmtool.rows`) for one update, like its posterior draws u_0."""
+        part = rows.current() or rows.whole(len(u_0))
+        if rows.first_turn():
+            self.before, self.filled = self.filled, min(self.filled + part.total, self.size)
+            if not self.before:
+                self.u = u_0.new_zeros(self.size, u_0.shape[1])
+        filling, which = self.before < self.size, torch.arange(part.total)
+        if filling:
+            place, begun = (self.before + which) % self.size, torch.ones_like(which).bool()
+        else:
+            place = torch.randperm(self.size)[: part.total]
+            # Evenly spread, so that every part of the batch has its share.
+            begun = (self.fresh * (which + 1)).floor() > (self.fresh * which).floor()
+        place, begun = (each[part.rows].to(u_0.device) for each in (place, begun))
+        u = self.u[place]
+
+        def move(those: Tensor, start: Tensor, K: int | None, learning: bool) -> None:
+            [those] = those.nonzero(as_tuple=True)
+            u[those] = prior.refine(start[those], lambda: rows.randn_like(u)[those], K, learning=learning)
+
+        move(begun, rows.randn_like(u), None, learning=filling)
+        if not filling:
+            move(~begun, u, VISIT, learning=True)
+        self.u[rows.gathered(place)] = rows.gathered(u)
+        return u, None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What updates to come go on with."""
+        return {"chains": self.u[: self.filled]} if self.filled else {}
+
+    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Go on with what `tensors` gave, if anything."""
+        if "chains" in tensors:
+            kept = tensors["chains"][: self.size].to(device)
+            self.u, self.filled = kept.new_zeros(self.size, kept.shape[1]), len(kept)
+            self.u[: len(kept)] = kept
+
+
+def own_draws(config: "TrainPrior") -> OwnDraws | KeptChains:
+    """What the last updates of a training learn against."""
+    return KeptChains(config.buffer, config.fresh) if config.buffer else OwnDraws(config.redraw)
+
+
+def gradients_an_update(config: "TrainPrior", K: int) -> int:
+    """Of the chains that `own_draws` runs, for each draw that it learns against, in the mean."""
+    found = config.fresh * K + (1 - config.fresh) * VISIT if config.buffer else K / config.redraw
+    return max(1, round(found))
+
+
+def against_itself(prior: "EnergyPrior", u_0: Tensor, own: OwnDraws | KeptChains | None = None) -> tuple[Tensor, dict]:
     """The last updates: posterior u against draws u^- of the prior by its exact chain, K steps from N(0, I).
 
         loss = mean w phi(F(u^-) - F(u)) at level 0;    phi'(g) = 1, and falling as 1 / |g| beyond `CLAMPED`

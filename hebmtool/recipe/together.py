@@ -35,6 +35,21 @@ def joint(recipe: "Recipe") -> None:
             raise ValueError(f"train_prior.joint is true and {key} is {show(given)}: {why}; take one of them back")
 
 
+def finish(recipe: "Recipe") -> None:
+    """Where the draws are from that the last updates learn against."""
+    config = recipe.train_prior
+    if config.buffer and config.redraw > 1:
+        raise ValueError(
+            f"train_prior.buffer keeps chains that go on at every update, and train_prior.redraw is {config.redraw}: "
+            "it lets updates share draws; remove one of them"
+        )
+    if 0 < config.buffer < config.batch_size:
+        raise ValueError(
+            f"train_prior.buffer is {config.buffer}, fewer chains than an update learns against; set it to 0, or to at "
+            f"least train_prior.batch_size, {config.batch_size}"
+        )
+
+
 def stages(recipe: "Recipe") -> None:
     """What a model learned in one stage does that others do not, and the other way round."""
     data, prior = recipe.data, recipe.prior

@@ -22,6 +22,7 @@ from hebmtool.errors import UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.prior import KINDS, Prior, make_prior
+from hebmtool.prior.itself import gradients_an_update
 from hebmtool.prior.labels import CLASS, LabelEnergy, chosen_layers
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
@@ -197,10 +198,8 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[St
     loss = jointly if config.joint else encoded(prior.loss)
     found = [Stage(name, first, *batch, loss, shape, device, steps, with_steps)]
     if first < config.iterations:
-        last = config.iterations - first
-        found.append(
-            Stage(f"{name}, finish", last, *batch, encoded(prior.finish), shape, device, K, with_steps, keeps=False)
-        )
+        last, loss, K = config.iterations - first, encoded(prior.finish), gradients_an_update(config, K)
+        found.append(Stage(f"{name}, finish", last, *batch, loss, shape, device, K, with_steps, keeps=False))
     return found
 
 

@@ -21,7 +21,7 @@ from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.ebm import SAMPLER
 from hebmtool.prior.energy import CALIBRATION_DRAWS
-from hebmtool.prior.itself import OwnDraws
+from hebmtool.prior.itself import own_draws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
 from hebmtool.run import checkpoint, split
@@ -36,7 +36,8 @@ Ready = Callable[[data.Images, data.Images], None]
 """Called with training and test images before anything is written; what it raises ends the training there."""
 
 MAY_CHANGE = (
-    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "finish", "redraw"),
+    *("iterations", "lr", "generator_lr", "lr_decay", "lr_warmup", "clip", "skip", "seed", "finish"),
+    *("redraw", "buffer", "fresh"),
     *("label_iterations", "label_lr"),
     *HOUSEKEEPING,
 )
@@ -159,7 +160,7 @@ def train_prior(
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     ema = Ema(prior, config.ema)
     averaged = make_prior(ground.sampled, recipe.prior).eval().requires_grad_(False)
-    own, step, stage = OwnDraws(config.redraw), 0, f"train-prior {kind}"
+    own, step, stage = own_draws(config), 0, f"train-prior {kind}"
     if resume:
         step = load_training(train_path, f"{kind} training", prior, ema, optimizer, ground.whitening, rewind)
         own.restore(checkpoint.load(train_path, prefix="rest.")[0], device)

@@ -11,7 +11,7 @@ from hebmtool import recipe, rows
 from hebmtool.chains import CHAINS
 from hebmtool.errors import UsageError
 from hebmtool.prior import OBJECTIVES, Schedule, make_prior
-from hebmtool.prior.itself import OwnDraws
+from hebmtool.prior.itself import VISIT, KeptChains, OwnDraws, own_draws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import words
 from hebmtool.train.prior import check_finish
@@ -439,6 +439,94 @@ def test_a_round_is_gone_on_with(generator):
     again.restore(own.tensors(), u.device)
     [(_, height)] = drawn_for(prior, again, 1)
     assert height is None, "where every update is to draw anew, it does"
+
+
+def test_kept_chains_go_on_and_some_begin_anew(generator):
+    """Until there are all of them every draw is fresh; then each goes on from where it stood or begins at N(0, I)."""
+    prior, own, ran = toy_prior(generator, "ebm", "hmc"), KeptChains(10, 0.3), []
+
+    def refine(u, eps, K=None, learning=False):
+        ran.append((K, len(u), learning))
+        return u + (100.0 if K is None else 1.0)
+
+    prior.refine, u_0 = refine, torch.zeros(4, generator.D)
+    for filled in (4, 8, 10):
+        u, height = own(prior, u_0)
+        assert ran.pop() == (None, 4, True) and not ran and height is None and own.filled == filled
+        assert (u > 50).all() and u.std() > 0.5
+    for _ in range(20):
+        before = own.u.clone()
+        u, _ = own(prior, u_0)
+        assert ran == [(None, 1, False), (VISIT, 3, True)]
+        ran.clear()
+        at = [(own.u == each).all(1).nonzero().item() for each in u]
+        assert len(set(at)) == 4, "chains are visited once an update"
+        steps = (u - before[at])[:, 0]
+        assert steps.isclose(torch.ones(4), atol=1e-4).sum() == 3
+        untouched = [i for i in range(10) if i not in at]
+        assert torch.equal(own.u[untouched], before[untouched])
+        assert (u.mean(1).round() >= 100).all()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_kept_chains_are_the_same_in_parts(generator, monkeypatch, parts):
+    """A part of one image may have none that is begun anew, or none that goes on."""
+    monkeypatch.setattr("hebmtool.prior.ebm.GAIN", 0.0)  # steps are adapted after every part
+    prior = toy_prior(generator, "ebm", "hmc", weight=0.1, steps=5)
+    prior.stepping(0.5)
+    whole, apart = KeptChains(8, 0.3), KeptChains(8, 0.3)
+    for (u, _), (found, _) in zip(drawn_for(prior, whole, 4), drawn_for(prior, apart, 4, parts), strict=True):
+        assert torch.allclose(u, found, atol=1e-5)
+    assert torch.allclose(whole.u, apart.u, atol=1e-5)
+
+
+def test_kept_chains_come_to_a_law_that_fresh_ones_do_not_reach(generator, monkeypatch):
+    """F(u) = 6 u_1 shifts u_1 to N(6, 1): one move from N(0, I) is not there, thirty visits are."""
+    monkeypatch.setattr("hebmtool.prior.ebm.GAIN", 0.0)  # steps that grow until a move is half a turn mix nothing
+    prior = toy_prior(generator, "ebm", "hmc", steps=5)
+    prior.F = lambda u, t, walk=None: 6 * u[:, 0]
+    prior.stepping(0.3)
+    u_0 = torch.zeros(64, generator.D)
+    torch.manual_seed(0)
+    fresh, own = OwnDraws(), KeptChains(128, 0.02)
+    assert fresh(prior, u_0)[0][:, 0].mean() < 4
+    for _ in range(60):
+        own(prior, u_0)
+    assert own.u[:, 0].mean().item() == pytest.approx(6, abs=0.5)
+    assert own.u[:, 0].std().item() == pytest.approx(1, abs=0.4) and abs(own.u[:, 1:].mean()) < 0.1
+
+
+def test_kept_chains_are_gone_on_with(generator):
+    prior = toy_prior(generator, "ebm", "hmc", steps=5)
+    for updates in (1, 3):  # while they are being filled, and afterwards
+        own, again, fewer = KeptChains(8, 0.3), KeptChains(8, 0.3), KeptChains(4, 0.3)
+        *_, (u, _) = drawn_for(prior, own, updates)
+        again.restore(own.tensors(), u.device)
+        fewer.restore(own.tensors(), u.device)
+        assert torch.equal(own.u, again.u) and again.filled == own.filled and torch.equal(fewer.u, own.u[:4])
+        for (u, _), (found, _) in zip(drawn_for(prior, own, 2), drawn_for(prior, again, 2), strict=True):
+            assert torch.equal(u, found)
+    assert not KeptChains(8, 0.3).tensors()
+    again.restore(OwnDraws(3).tensors(), u.device)
+    OwnDraws(3).restore(own.tensors(), u.device)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"buffer": 100, "redraw": 2}, "keeps chains that go on at every update, and train_prior.redraw is 2.*remove"),
+        (
+            {"buffer": 63},
+            "train_prior.buffer is 63, fewer chains than an update .* at least train_prior.batch_size, 64",
+        ),
+    ],
+)
+def test_a_buffer_holds_a_batch_of_chains_that_go_on(keys, words):
+    with pytest.raises(UsageError, match=words) as raised:
+        recipe.from_dict({"train_prior": keys})
+    assert "\n" not in str(raised.value)
+    kept = own_draws(recipe.TrainPrior(buffer=64, fresh=0.2))
+    assert (kept.size, kept.fresh) == (64, 0.2) and isinstance(own_draws(recipe.TrainPrior()), OwnDraws)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_every_stage_is_counted_at_its_recipe():
     assert (prior.updates, last.updates, prior.steps, last.steps) == (2, 1, 0, 5)
     assert last.name == "train-prior diffusion-ebm, finish" and last.disk == 0 < prior.disk
     assert cost.cost(last).flops > 2 * cost.cost(prior).flops, "five gradients more"
+    for keys, K in ((["train_prior.redraw=3"], 2), (["train_prior.buffer=8", "train_prior.fresh=0.25"], 8)):
+        assert stages(recipe.load("digits", [*DIGITS, *finish, *keys]))[-1].steps == K, "5 / 3; 0.25 * 5 + 0.75 * 9"
     with pytest.raises(UsageError, match="draws by an exact chain, and prior.chain is underdamped"):
         stages(recipe.load("digits", [*DIGITS, "train_prior.finish=0.4"]))
     *_, label = stages(recipe.load("digits", [*DIGITS, "prior.labels=[class]"]))

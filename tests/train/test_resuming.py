@@ -66,6 +66,15 @@ CASES = {
         lambda settings, run, resume: train_prior(settings, run, CPU, resume),
         ["prior-diffusion-ebm.safetensors", "prior-diffusion-ebm.train.safetensors"],
     ),
+    "diffusion with kept chains": (
+        (
+            "digits",
+            DIGITS,
+            ["train_prior.iterations=6", *FINISH, "train_prior.finish=0.9", "train_prior.buffer=20"],
+        ),
+        lambda settings, run, resume: train_prior(settings, run, CPU, resume),
+        ["prior-diffusion-ebm.safetensors", "prior-diffusion-ebm.train.safetensors"],
+    ),
     "generator and energy jointly": (
         ("digits", DIGITS, ["prior.kind=ebm", "train_prior.iterations=6", "train_prior.joint=true"]),
         lambda settings, run, resume: train_joint(settings, run, CPU, resume),
