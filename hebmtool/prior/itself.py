@@ -64,52 +64,44 @@ class KeptChains:
     """Draws u^- of chains that are kept (persistent contrastive divergence, Tieleman 2008,
     https://doi.org/10.1145/1390156.1390290; some begun anew as in Du & Mordatch 2019, https://arxiv.org/abs/1903.08689).
 
-    Of every batch a share `fresh` is drawn by K steps from N(0, I), in the place of other chains; the others are kept
-    ones that go on by `VISIT` gradients.  So draws are of K gradients and more, K + VISIT (1 / fresh - 1) in the mean,
-    and F learns where chains go on to, about which those of K alone say nothing.
+    In a share `fresh` of the updates all are drawn by K steps from N(0, I), in the place of other chains; in the others
+    they are kept ones, which go on by `VISIT` gradients.  So draws are of K gradients and more, and F learns where
+    chains go on to, about which those of K alone say nothing.
 
     u: the chains, [size, D], of all processes, of which there are `filled`; until there are all, every draw is fresh.
+    since: updates since the last fresh draws.
     """
 
     def __init__(self, size: int, fresh: float):
-        self.size, self.fresh = size, fresh
-        self.u, self.filled = torch.empty(0), 0
+        self.size, self.every = size, round(1 / fresh)
+        self.u, self.filled, self.since = torch.empty(0), 0, 0
 
     def __call__(self, prior: "EnergyPrior", u_0: Tensor) -> tuple[Tensor, None]:
         """(u^- [n, D], None) of this part (`hebmtool.rows`) for one update, like its posterior draws u_0."""
         part = rows.current() or rows.whole(len(u_0))
         if rows.first_turn():
-            self.before, self.filled = self.filled, min(self.filled + part.total, self.size)
-            if not self.before:
+            if not self.filled:
                 self.u = u_0.new_zeros(self.size, u_0.shape[1])
-        filling, which = self.before < self.size, torch.arange(part.total)
-        if filling:
-            place, begun = (self.before + which) % self.size, torch.ones_like(which).bool()
+            self.since = 0 if self.filled < self.size else (self.since + 1) % self.every
+            self.before, self.filled = self.filled, min(self.filled + part.total, self.size)
+        if self.before < self.size:
+            place = torch.arange(self.before, self.before + part.total) % self.size
         else:
             place = torch.randperm(self.size)[: part.total]
-            # Evenly spread, so that every part of the batch has its share.
-            begun = (self.fresh * (which + 1)).floor() > (self.fresh * which).floor()
-        place, begun = (each[part.rows].to(u_0.device) for each in (place, begun))
-        u = self.u[place]
-
-        def move(those: Tensor, start: Tensor, K: int | None, learning: bool) -> None:
-            [those] = those.nonzero(as_tuple=True)
-            u[those] = prior.refine(start[those], lambda: rows.randn_like(u)[those], K, learning=learning)
-
-        move(begun, rows.randn_like(u), None, learning=filling)
-        if not filling:
-            move(~begun, u, VISIT, learning=True)
+        place = place[part.rows].to(u_0.device)
+        start, K = (self.u[place], VISIT) if self.since else (rows.randn_like(u_0), None)
+        u = prior.refine(start, lambda: rows.randn_like(u_0), K, learning=True)
         self.u[rows.gathered(place)] = rows.gathered(u)
         return u, None
 
     def tensors(self) -> dict[str, Tensor]:
         """What updates to come go on with."""
-        return {"chains": self.u[: self.filled]} if self.filled else {}
+        return {"chains": self.u[: self.filled], "since": torch.tensor(self.since)} if self.filled else {}
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """Go on with what `tensors` gave, if anything."""
         if "chains" in tensors:
-            kept = tensors["chains"][: self.size].to(device)
+            kept, self.since = tensors["chains"][: self.size].to(device), int(tensors["since"])
             self.u, self.filled = kept.new_zeros(self.size, kept.shape[1]), len(kept)
             self.u[: len(kept)] = kept
 

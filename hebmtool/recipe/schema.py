@@ -320,7 +320,7 @@ class TrainPrior(Part):
         1, ge=1, le=1000, description="updates of the finish that learn against the same draws, while they count"
     )
     buffer: int = Field(0, ge=0, le=2**20, description="chains that the finish keeps and carries on; 0: none")
-    fresh: float = Field(0.1, gt=0, le=1, description="share of a batch that is drawn anew where chains are kept")
+    fresh: float = Field(0.1, gt=0, le=1, description="share of its updates that draw anew where chains are kept")
     joint: bool = Field(
         False, description="learn generator and encoder along with an energy-based prior, from where stage one ended"
     )
