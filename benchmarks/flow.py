@@ -19,6 +19,7 @@ Runs of earlier calls are used again, and continued where they were cut off.  Th
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,11 @@ NEIGHBOURS = 20
 ORACLE_STARTS, ORACLE_STEPS, ORACLE_LR = 4, 300, 0.1
 
 
-def trained(options: argparse.Namespace, name: str, *keys: str) -> Run:
-    """The run of these settings, trained as far as it is not yet."""
+def trained(options: argparse.Namespace, name: str, *keys: str, asked: Sequence[str] = ()) -> Run:
+    """The run of these settings, trained as far as it is not yet.  `--set` overrides `keys`, but not what is
+    `asked`, which sets the run off from the others."""
     features = [] if options.features is None else [f"evaluate.features={options.features}"]
-    settings = recipe.load(options.recipe, [*keys, *options.set, *features, f"name={name}"])
+    settings = recipe.load(options.recipe, [*keys, *options.set, *features, f"name={name}", *asked])
     run = Run(options.runs / name)
     finished = done(run.prior_path(KIND), settings.train_prior.iterations)
     if finished:
@@ -74,7 +76,8 @@ def priors(options: argparse.Namespace) -> None:
     found: dict[str, list[dict]] = {"flow": [], "N(0, I)": []}
     for seed in range(options.seeds):
         for name, keys in (("flow", []), ("N(0, I)", ["flow.transforms=0"])):
-            run = trained(options, f"mnist-{'flow' if name == 'flow' else 'normal'}-{seed}", *keys, f"seed={seed}")
+            word = "flow" if name == "flow" else "normal"
+            run = trained(options, f"mnist-{word}-{seed}", asked=[*keys, f"seed={seed}"])
             model, settings = load_prior(run, KIND, options.device), run.recipe()
             test = data.load(settings.data, "test").batch(range(options.images))
             _, errors = reconstruction.reconstruct(infer.Inference(model, settings), test)
@@ -154,7 +157,7 @@ def recovery(options: argparse.Namespace) -> None:
         raise HebmError("the comparison needs scikit-image; install it with pip install scikit-image") from None
     rows = []
     for share in (0.5, 0.7):
-        run = trained(options, f"mnist-missing-{share}", *RECOVER, f"data.missing={share}")
+        run = trained(options, f"mnist-missing-{share}", *RECOVER, asked=[f"data.missing={share}"])
         model, settings = load_prior(run, KIND, options.device), run.recipe()
         training = data.load(settings.data, "train")
         which = range(min(options.images, len(training)))
@@ -180,8 +183,8 @@ def recovery(options: argparse.Namespace) -> None:
 def anomaly(options: argparse.Namespace) -> None:
     ours: dict[str, dict[int, float]] = {"log p(z, x)": {}, "log p(z)": {}, "log p(x given z)": {}}
     for digit in options.digits:
-        keys = [*PROTOCOLS[options.protocol], *ANOMALY, f"data.exclude=[{digit}]"]
-        run = trained(options, f"mnist-flow-{options.protocol}-less-{digit}", *keys)
+        keys = [*PROTOCOLS[options.protocol], f"data.exclude=[{digit}]"]
+        run = trained(options, f"mnist-flow-{options.protocol}-less-{digit}", *ANOMALY, asked=keys)
         model, settings = load_prior(run, KIND, options.device), run.recipe()
         test = data.load(settings.data, "test")
         which = range(min(options.scored or len(test), len(test)))

@@ -1,5 +1,6 @@
 """Flow runs, whose latent has one layer, on the command line: what serves them, and what has no meaning there."""
 
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_the_oracle_of_the_flow_benchmark_finds_an_image_its_generator_made(monk
     assert errors(found, made, hidden).pooled() > 25
     other = torch.randint(0, 256, made.shape, dtype=torch.uint8)  # what it cannot draw
     assert errors(benchmark.oracle(model, settings, other, hidden), other, hidden).pooled() < 20
+
+
+def test_the_flow_benchmark_trains_what_a_row_says_whatever_is_set(tmp_path, monkeypatch):
+    """Of N(0, I) no setting of the flow makes a flow; what is not a row's own may be set."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "benchmarks")
+    benchmark, trained = importlib.import_module("flow"), []
+    monkeypatch.setattr(benchmark.api, "train_prior", lambda settings, **_: trained.append(settings))
+    options = argparse.Namespace(recipe="digits-flow", features=None, runs=tmp_path, device="cpu")
+    options.set = ["flow.transforms=5", "flow.width=16"]
+    benchmark.trained(options, "normal", "flow.width=8", "flow.steps=7", asked=["flow.transforms=0", "seed=3"])
+    [settings] = trained
+    assert (settings.flow.transforms, settings.flow.width, settings.flow.steps) == (0, 16, 7)
+    assert (settings.name, settings.seed) == ("normal", 3)
