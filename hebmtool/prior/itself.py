@@ -47,6 +47,10 @@ class OwnDraws:
             self.u[part.rows_beside], self.height[part.rows_beside] = rows.gathered(u), rows.gathered(height)
         return self.u[part.rows], self.height[part.rows] if self.age else None
 
+    def gradients(self, K: int) -> float:
+        """Of a draw in an update, in the mean."""
+        return K / self.updates
+
     def tensors(self) -> dict[str, Tensor]:
         """What updates to come go on with; nothing where the next one draws anew."""
         if self.age == self.updates - 1:
@@ -94,6 +98,10 @@ class KeptChains:
         self.u[rows.gathered(place)] = rows.gathered(u)
         return u, None
 
+    def gradients(self, K: int) -> float:
+        """Of a draw in an update, in the mean."""
+        return VISIT + (K - VISIT) / self.every
+
     def tensors(self) -> dict[str, Tensor]:
         """What updates to come go on with."""
         return {"chains": self.u[: self.filled], "since": torch.tensor(self.since)} if self.filled else {}
@@ -109,12 +117,6 @@ class KeptChains:
 def own_draws(config: "TrainPrior") -> OwnDraws | KeptChains:
     """What the last updates of a training learn against."""
     return KeptChains(config.buffer, config.fresh) if config.buffer else OwnDraws(config.redraw)
-
-
-def gradients_an_update(config: "TrainPrior", K: int) -> int:
-    """Of the chains that `own_draws` runs, for each draw that it learns against, in the mean."""
-    found = config.fresh * K + (1 - config.fresh) * VISIT if config.buffer else K / config.redraw
-    return max(1, round(found))
 
 
 def against_itself(prior: "EnergyPrior", u_0: Tensor, own: OwnDraws | KeptChains | None = None) -> tuple[Tensor, dict]:

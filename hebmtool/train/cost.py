@@ -22,7 +22,7 @@ from hebmtool.errors import UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.prior import KINDS, Prior, make_prior
-from hebmtool.prior.itself import gradients_an_update
+from hebmtool.prior.itself import own_draws
 from hebmtool.prior.labels import CLASS, LabelEnergy, chosen_layers
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
@@ -198,7 +198,8 @@ def _prior(recipe: Recipe, whole: Tower, shape: tuple[int, int, int]) -> list[St
     loss = jointly if config.joint else encoded(prior.loss)
     found = [Stage(name, first, *batch, loss, shape, device, steps, with_steps)]
     if first < config.iterations:
-        last, loss, K = config.iterations - first, encoded(prior.finish), gradients_an_update(config, K)
+        last, loss = config.iterations - first, encoded(prior.finish)
+        K = max(1, round(own_draws(config).gradients(K)))
         found.append(Stage(f"{name}, finish", last, *batch, loss, shape, device, K, with_steps, keeps=False))
     return found
 

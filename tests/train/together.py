@@ -22,7 +22,7 @@ from hebmtool.train.loop import Updates
 
 PRIORS = {
     "ebm": ["prior.whiten=true", "prior.chain=hmc", "train_prior.finish=0.5", "train_prior.redraw=2"],
-    "diffusion-ebm": ["prior.chain=hmc", "train_prior.finish=0.8", "train_prior.buffer=12", "train_prior.fresh=0.3"],
+    "diffusion-ebm": ["prior.chain=hmc", "train_prior.finish=0.5", "train_prior.buffer=12", "train_prior.fresh=0.3"],
 }
 """The settings of each kind, which resuming must give again."""
 FREE = ["train_vae.free_nats=0.1"]
