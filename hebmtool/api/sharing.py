@@ -47,7 +47,6 @@ def export(
     out, found = Path(out), opened(run, runs)
     if out.exists():
         raise HebmError(f"{out} exists; choose another folder for the copy, so that nothing is mixed")
-    subject = Subject(found, pick_device(device), seed=0, batch_size=64)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside its name, and moved there whole.
@@ -56,6 +55,8 @@ def export(
         raise HebmError(f"cannot make the folder {out}: {error.strerror or error}") from error
     try:
         _copy(found, made, half)
+        # Of the copy, whose recipe names no path of this machine and whose weights may be rounded.
+        subject = Subject(Run(made), pick_device(device), seed=0, batch_size=64)
         files.write_bytes(made / card.PICTURE, card.picture_of(subject))
         files.write_text(made / "README.md", card.card(subject, name or out.name))
         made.chmod(0o755)

@@ -97,6 +97,7 @@ def test_an_export_is_a_run_without_what_only_training_needs(hebm, tiny, copied,
     assert (status, out) == (0, f"{tmp_path / 'given'}\n"), err
     assert not list((tmp_path / "given").glob("*.train.*")) and not (tmp_path / "given" / "metrics.jsonl").exists()
     assert recipe.load(tmp_path / "given" / "recipe.yaml").data.path is None
+    assert "mine.npz" not in (tmp_path / "given" / "README.md").read_text()
     for name in ("generator", "prior-ebm", "prior-diffusion-ebm", "label-class"):
         here, there = (
             checkpoint.load(root / f"{name}.safetensors")[0] for root in (tiny / "digits", tmp_path / "given")
@@ -122,6 +123,7 @@ def test_a_half_is_another_model_with_its_weights_rounded(hebm, tiny, tmp_path):
             rounded = x.bfloat16() if x.is_floating_point() else x
             assert half[key].dtype == rounded.dtype and half[key].equal(rounded)
     assert not (tmp_path / "half" / "figures.json").exists(), "of another model"
+    assert "| Closure" not in (tmp_path / "half" / "README.md").read_text()
     drawn = ("sample", "--run", tmp_path / "half", "-n", 2, "--out", tmp_path / "drawn.npz")
     status, _, err = hebm(*drawn)
     assert status == 0 and "another generator" not in err
