@@ -49,6 +49,9 @@ BATCH = 250
 TILTED = 1000
 """Test images on which the posterior's mean of F is measured."""
 
+WHITENED_BY = 4
+"""Draws of an image: most of a latent's variance is the posterior's own, about which more draws say as much as images."""
+
 MOST_WHITENED = 16_384
 """Dimensions: their covariance in double precision takes 2 GiB, and finding A as much again."""
 
@@ -75,7 +78,8 @@ def averaging(config: TrainPrior, step: int) -> float:
 
 @torch.no_grad()
 def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> Whitening:
-    """The whitening that gives the aggregate posterior mean 0 and covariance I: from a posterior draw of each image.
+    """The whitening that gives the aggregate posterior mean 0 and covariance I: from `WHITENED_BY` posterior draws of
+    every image.
 
     The covariance is shrunk towards a multiple of I by the oracle approximating estimator (Chen et al. 2010,
     https://arxiv.org/abs/0907.4698): what so many draws cannot know of it is left to F.
@@ -86,12 +90,12 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
     Raises:
         HebmError: latents that are not finite.
     """
-    D, n, device = generator.D, len(images), generator.device
+    D, n, device = generator.D, WHITENED_BY * len(images), generator.device
     total = torch.zeros(D, dtype=torch.float64, device=device)
     products = torch.zeros(D, D, dtype=torch.float64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
         torch.manual_seed(derive_seed(recipe.prior_seed, "whitening"))
-        for indices in torch.arange(n).split(BATCH):
+        for indices in (torch.arange(n) % len(images)).split(BATCH):
             bar.advance(len(indices))
             part = rows.divided(len(indices))
             if not len(part):  # of the last few images there may be none for everyone
