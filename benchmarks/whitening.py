@@ -18,14 +18,14 @@ from hebmtool.prior import Gaussian
 from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_generator
-from hebmtool.train import prior as training
+from hebmtool.train.prior import whitening_of
 from hebmtool.use.infer import posterior_draws
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, training.WHITENED_BY])
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--device", default="auto", type=pick_device)
     options = parser.parse_args()
     run = Run(options.run)
@@ -37,9 +37,9 @@ def main() -> None:
         ["draws of an image", "fitted", "held out", *(f"layer {generator.layer_number(l)}" for l in range(generator.L))]
     ]
     for draws in options.draws:
-        training.WHITENED_BY = draws
+        recipe.prior.whiten = draws
         generator.whitening = None
-        whitening = training.whitening_of(generator, images, recipe)
+        whitening = whitening_of(generator, images, recipe)
         found = generator.whiten(whitening).whitening_ratio(whitening.to_w(u))
         total = found.sum(1)
         held_out = f"{total.mean():.1f} ± {total.std() / len(total) ** 0.5:.1f}"

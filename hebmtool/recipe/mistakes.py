@@ -56,7 +56,7 @@ def _phrases(field: FieldInfo) -> Iterator[str]:
             yield "text" + (f" ({made_of})" if made_of else ", in quotes where it looks like something else")
         else:
             noun = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            yield noun + _range(field.metadata)
+            yield noun if kind is bool else noun + _range(field.metadata)
 
 
 def _entries(kind: Any) -> str:

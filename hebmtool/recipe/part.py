@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 MANY = 10**9
 Few = Annotated[int, Field(ge=1, le=64)]
 Channels = Annotated[int, Field(ge=1, le=1024)]
+# Of every image; true: one.
+Draws = Annotated[bool | int, Field(ge=0, le=64)]
 Updates = Annotated[int, Field(ge=1, le=MANY)]
 # Of an optimizer: far above what ever converged, and within float32 however Adam scales it.
 Rate = Annotated[float, Field(le=1e30)]

@@ -17,7 +17,7 @@ from hebmtool.recipe.cells import check_cells
 from hebmtool.recipe.energy import Energy
 from hebmtool.recipe.flow import Flow
 from hebmtool.recipe.mistakes import show
-from hebmtool.recipe.part import MANY, Channels, Few, Loggers, Names, Part, Rate, Updates, Workers
+from hebmtool.recipe.part import MANY, Channels, Draws, Few, Loggers, Names, Part, Rate, Updates, Workers
 from hebmtool.recipe.words import CHAINS, KINDS, LIKELIHOODS, OBJECTIVES, ONE_STAGE, SOURCES
 
 SKIP = "updates in all that may be passed over because their gradient is not finite, at most 3 in a row; 0: none"
@@ -232,10 +232,10 @@ class Prior(Part):
         description="recovery likelihood, (conditional) noise-contrastive estimation, denoising score matching, or "
         "telescoping ratios of adjacent noise levels",
     )
-    whiten: bool = Field(
+    whiten: Draws = Field(
         False,
-        description="take the posterior's mean and covariance out of u first, so that F learns what a Gaussian cannot "
-        "know; for up to 16,384 latent dimensions",
+        description="take the posterior's mean and covariance, by so many draws of each image (true: 1), out of u "
+        "first, so that F learns what a Gaussian cannot know; for up to 16,384 latent dimensions",
     )
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
     margin: float = Field(

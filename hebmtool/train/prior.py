@@ -24,6 +24,7 @@ from hebmtool.prior.energy import CALIBRATION_DRAWS
 from hebmtool.prior.itself import own_draws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
+from hebmtool.recipe.mistakes import show
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.header import contents, is_of
@@ -48,9 +49,6 @@ BATCH = 250
 
 TILTED = 1000
 """Test images on which the posterior's mean of F is measured."""
-
-WHITENED_BY = 4
-"""Draws of an image: most of a latent's variance is the posterior's own, about which more draws say as much as images."""
 
 MOST_WHITENED = 16_384
 """Dimensions: their covariance in double precision takes 2 GiB, and finding A as much again."""
@@ -78,8 +76,9 @@ def averaging(config: TrainPrior, step: int) -> float:
 
 @torch.no_grad()
 def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> Whitening:
-    """The whitening that gives the aggregate posterior mean 0 and covariance I: from `WHITENED_BY` posterior draws of
-    every image.
+    """The whitening that gives the aggregate posterior mean 0 and covariance I: from as many posterior draws of every
+    image as `prior.whiten` says.  Most of a latent's variance is the posterior's own, about which draws say as much as
+    images.
 
     The covariance is shrunk towards a multiple of I by the oracle approximating estimator (Chen et al. 2010,
     https://arxiv.org/abs/0907.4698): what so many draws cannot know of it is left to F.
@@ -90,7 +89,7 @@ def whitening_of(generator: Tower, images: data.Images, recipe: Recipe) -> White
     Raises:
         HebmError: latents that are not finite.
     """
-    D, n, device = generator.D, WHITENED_BY * len(images), generator.device
+    D, n, device = generator.D, int(recipe.prior.whiten) * len(images), generator.device
     total = torch.zeros(D, dtype=torch.float64, device=device)
     products = torch.zeros(D, D, dtype=torch.float64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), progress("whitening", n) as bar:
@@ -292,8 +291,8 @@ def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None)
     data.batch_indices(len(images), recipe.train_prior.batch_size, recipe.prior_seed, 0)
     if recipe.prior.whiten and whole.D > MOST_WHITENED:
         raise UsageError(
-            f"prior.whiten is true, but this generator has {whole.D:,} latent dimensions, and at most "
-            f"{MOST_WHITENED:,} can be whitened; set it to false"
+            f"prior.whiten is {show(recipe.prior.whiten)}, but this generator has {whole.D:,} latent dimensions, and "
+            f"at most {MOST_WHITENED:,} can be whitened; set it to false"
         )
     return images
 

@@ -176,7 +176,8 @@ def images_with_structure(n: int) -> data.Images:
 
 
 def test_the_aggregate_posterior_becomes_white(make_generator):
-    settings = recipe.Recipe(generator={**make_generator().config.model_dump(), "likelihood": "gaussian"})
+    kept = {**make_generator().config.model_dump(), "likelihood": "gaussian"}
+    settings = recipe.Recipe(generator=kept, prior={"whiten": True})
     generator = make_generator(likelihood="gaussian", seed=2)
     images = images_with_structure(3000)
     whitening = whitening_of(generator, images, settings)
@@ -192,10 +193,26 @@ def test_the_aggregate_posterior_becomes_white(make_generator):
     assert after.abs().max() < 0.15 and after.square().sum() < 0.3 * before.square().sum()
 
 
+def test_more_draws_of_an_image_know_the_covariance_better(make_generator):
+    """By what other images' latents gain, log N(u; m, A A^T) - log N(u; 0, I)."""
+    generator = make_generator(likelihood="gaussian", seed=2)
+    others = images_with_structure(3000).batch(range(600, 3000))
+    held_out = data.prepare(others, recipe.Data(), generator.likelihood.read, train=False)
+    torch.manual_seed(9)
+    u = generator.encode(held_out)
+    gains = []
+    for draws in (True, 1, 4):
+        settings = recipe.Recipe(generator=generator.config, prior={"whiten": draws})
+        whitening = whitening_of(generator, images_with_structure(600), settings)
+        w = whitening.to_w(u)
+        gains.append(0.5 * (u.square() - w.square()).sum(1).mean() - whitening.log_scale.sum())
+    assert gains[0] == gains[1] < gains[2] - 0.05
+
+
 def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
     """Fewer draws than dimensions: the factor is still a regular matrix, near a multiple of I."""
     generator = make_generator(likelihood="gaussian")
-    settings = recipe.Recipe(generator=generator.config)
+    settings = recipe.Recipe(generator=generator.config, prior={"whiten": True})
     whitening = whitening_of(generator, images_with_structure(10), settings)
     condition = torch.linalg.cond(whitening.factor)
     assert whitening.factor.isfinite().all() and condition < 10
@@ -204,7 +221,7 @@ def test_a_covariance_that_draws_cannot_know_is_left_alone(make_generator):
 def test_latents_that_are_not_finite_are_a_sentence(plain, monkeypatch):
     monkeypatch.setattr(plain, "encode", lambda x: torch.full((len(x), plain.D), torch.nan))
     with pytest.raises(HebmError, match="not finite"):
-        whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config))
+        whitening_of(plain, images_with_structure(4), recipe.Recipe(generator=plain.config, prior={"whiten": True}))
 
 
 def test_only_a_frozen_generator_is_whitened(plain, whitening):
