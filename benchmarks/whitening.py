@@ -19,6 +19,7 @@ from hebmtool.run import split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_generator
 from hebmtool.train.prior import whitening_of
+from hebmtool.use.arrival import Mean
 from hebmtool.use.infer import posterior_draws
 
 
@@ -41,8 +42,8 @@ def main() -> None:
         generator.whitening = None
         whitening = whitening_of(generator, images, recipe)
         found = generator.whiten(whitening).whitening_ratio(whitening.to_w(u))
-        total = found.sum(1)
-        held_out = f"{total.mean():.1f} ± {total.std() / len(total) ** 0.5:.1f}"
+        total = Mean.of(found.sum(1))
+        held_out = f"{total.value:.1f} ± {total.error:.1f}"
         rows.append([str(draws), f"{whitening.nats:.1f}", held_out, *(f"{x:.1f}" for x in found.mean(0).tolist())])
         note(" ".join(rows[-1]))
     table(*rows)

@@ -50,7 +50,7 @@ def test_it_is_named_where_a_run_is_missing(models, tmp_path):
 
 
 @pytest.mark.parametrize("name", shipped.names())
-def test_every_one_is_whole_and_small(name, tmp_path):
+def test_every_one_is_whole(name, tmp_path):
     run = Run.open(name, tmp_path)
     assert len(run.priors()) > 1 and run.recipe().data.path is None
     assert not list(run.path.glob("*.train.*")) and (run.path / "README.md").is_file()
