@@ -27,7 +27,7 @@ from hebmtool.errors import UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior.base import Condition, Eps, HeldStages, Prior, Steps, Watch, at
-from hebmtool.prior.energy import Energy
+from hebmtool.prior.energy import Energy, chosen_layers
 from hebmtool.prior.itself import KeptChains, OwnDraws, against_itself
 from hebmtool.prior.objectives import BRIDGES, OBJECTIVES, RUN_CHAINS
 from hebmtool.prior.schedule import Schedule
@@ -52,7 +52,8 @@ class EnergyPrior(Prior):
     def __init__(self, generator: Generator, config: recipes.Prior, schedule: Schedule):
         super().__init__(generator)
         self.config, self.schedule, self.K = config, schedule, config.steps
-        self.energy = Energy(generator, config.energy, network=self.network)
+        chosen = chosen_layers(generator, config.energy.layers, "prior.energy.layers")
+        self.energy = Energy(generator, config.energy, chosen=chosen, network=self.network)
         self.chain: Chain = make_chain(config)
         self.learned_with: Chain = self.chain
         self.conditions: Sequence[Condition] = ()
@@ -143,11 +144,11 @@ class EnergyPrior(Prior):
     def _f(self, walk: TopDown, t: Tensor) -> Tensor:
         """f_i at levels t [N], by layer, [N, layers]: what the networks say there, or where they say the log ratios of
         adjacent levels, those from there up together."""
-        f = self.energy(walk, t)[..., 0]
+        f = self.energy.by_layer(walk, t)
         if self.config.objective not in BRIDGES:
             return f
         for there in (t + above for above in range(1, self.T)):
-            more = self.energy(walk, there.clamp(max=self.T - 1))[..., 0]
+            more = self.energy.by_layer(walk, there.clamp(max=self.T - 1))
             f = f + torch.where(there[:, None] < self.T, more, 0.0)
         return self.scale(t)[:, None] * f
 
@@ -251,8 +252,7 @@ class EnergyPrior(Prior):
         watch: Watch | None = None,
         learning: bool = False,
     ) -> Tensor:
-        """The chain of level 0 without its recovery term: p(u) ~ exp(F(T(u), 0) / scale) N(u; 0, I), from u_0.
-        `learning` as in `negatives`."""
+        """From u_0 by level 0's chain without its recovery term, on p(u) ~ exp(F / scale) N(u; 0, I)."""
         self._settle_steps()
         t, K = self._level(u_0, 0), self.K if K is None else K
         told = self._lengthening(t) if learning and self.chain.exact else self._watched(watch, t)

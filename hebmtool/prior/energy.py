@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hebmtool import recipe as recipes
 from hebmtool import rows
 from hebmtool.compute import autocast, uncast
+from hebmtool.errors import UsageError
 from hebmtool.generator import Generator, TopDown
 from hebmtool.prior.published import PublishedLayerEnergy
 from hebmtool.prior.spectral import ACTIVATIONS, SpectralConv, Standard, sinusoidal, spectral
@@ -94,6 +95,17 @@ class LayerEnergy(nn.Module):
             return F.linear(x.float(), w, self.head.bias)
 
 
+def chosen_layers(generator: Generator, layers: Sequence[int] | None, key: str) -> list[int] | None:
+    """List indices of layers given by number (1 = bottom) in the recipe's `key`; None of None.  Raises UsageError for a
+    layer that does not exist."""
+    if layers is None:
+        return None
+    for number in layers:
+        if not 1 <= number <= generator.L:
+            raise UsageError(f"{key} names layer {number}, but the generator has 1 to {generator.L}")
+    return sorted(generator.layer_number(number) for number in set(layers))
+
+
 FORMS = {"compact": LayerEnergy, "published": PublishedLayerEnergy}
 
 
@@ -116,7 +128,7 @@ class Energy(nn.Module):
         network: type[nn.Module] | None = None,
     ):
         super().__init__()
-        self.precision = generator.precision
+        self.precision, self.outputs = generator.precision, outputs
         self.chosen = list(range(generator.L)) if chosen is None else sorted(chosen)
         self.reads_state = config.reads == "z+state"
         widths, channels = generator.state_channels, [shape[0] for shape in generator.latent_shapes]
@@ -151,7 +163,7 @@ class Energy(nn.Module):
         return (getattr(self, f"state_mean_{l}"), getattr(self, f"state_scale_{l}")) if self.reads_state else None
 
     def forward(self, walk: TopDown, t: Tensor) -> Tensor:
-        """f_i per image and layer, [N, layers, outputs], top first.
+        """f_i per image and layer that has one, [N, layers, outputs], top first.
 
         Arguments:
             walk: through the first layers, or all of them; the layers it has not reached are left out.
@@ -168,7 +180,16 @@ class Energy(nn.Module):
                 else:
                     z, state = walk.z[l], None
                 out.append(layer(z, state, level, self.standard(l)))
-        return torch.stack(out, dim=1)
+        return torch.stack(out, dim=1) if out else walk.z[0].new_zeros(len(walk.z[0]), 0, self.outputs)
+
+    def by_layer(self, walk: TopDown, t: Tensor) -> Tensor:
+        """The first output of every layer the walk has reached, [N, layers], top first: 0 of one that has no f_i."""
+        found = self(walk, t)[..., 0]
+        reached, none = len(walk.z), found.new_zeros(len(found))
+        if found.shape[1] == reached:
+            return found
+        place = {l: k for k, l in enumerate(self.chosen)}
+        return torch.stack([found[:, place[l]] if l in place else none for l in range(reached)], dim=1)
 
     def advance(self) -> None:
         """One step of every power iteration, once per update."""

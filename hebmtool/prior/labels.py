@@ -77,16 +77,6 @@ class Condition:
         return self.weight * self.label.log_prob(walk, t).gather(1, self.y[:, None])[:, 0]
 
 
-def chosen_layers(generator: Generator, layers: Sequence[int] | None) -> list[int] | None:
-    """List indices of layers given by number (1 = bottom).  Raises UsageError for a layer that does not exist."""
-    if layers is None:
-        return None
-    for number in layers:
-        if not 1 <= number <= generator.L:
-            raise UsageError(f"prior.label_layers names layer {number}, but the generator has 1 to {generator.L}")
-    return sorted(generator.layer_number(number) for number in set(layers))
-
-
 def values_of(name: str, images: data.Images, config: recipes.Data) -> tuple[Tensor, list[str]]:
     """What a label says of every image: (indices of its values, long [N]; the values' names).
 

@@ -104,18 +104,22 @@ def conditional_noise_contrast(prior: "EnergyPrior", u_0: Tensor, x: Tensor) -> 
     """
     prior.energy.advance()
     positive, _, t = prior.pairs(u_0)
-    rho = rows.rand(len(u_0), 1, device=u_0.device)
-    negative = rho * positive + (1 - rho.square()).sqrt() * rows.randn_like(positive)
-    F_positive, F_negative, size = _contrasted(prior, positive, negative, t)
-    gap = F_negative - F_positive
+    copies = []
+    for _ in range(prior.config.copies):
+        rho = rows.rand(len(u_0), 1, device=u_0.device)
+        copies.append(rho * positive + (1 - rho.square()).sqrt() * rows.randn_like(positive))
+    F_positive, F_negative, size = _contrasted(prior, positive, torch.cat(copies), t)
+    gap = F_negative - F_positive.repeat(len(copies))
     figures = {"gap": gap.detach().mean(), "accuracy": (gap < 0).float().mean()}
     return softplus(gap).mean() + prior.config.penalty * size, figures
 
 
 def _contrasted(prior: "EnergyPrior", positive: Tensor, negative: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """F / scale at positives and at negatives, [N] each, and its mean square over both."""
-    F = compiled(prior.F)(torch.cat([positive, negative]), torch.cat([t, t])) / torch.cat([prior.scale(t)] * 2)
-    return *F.chunk(2), F.square().mean()
+    """F / scale at positives [N] and at negatives, [N] or several times as many in the same order, and its mean square
+    over all."""
+    sets = 1 + len(negative) // len(positive)
+    F = compiled(prior.F)(torch.cat([positive, negative]), t.repeat(sets)) / prior.scale(t).repeat(sets)
+    return F[: len(t)], F[len(t) :], F.square().mean()
 
 
 @objective("score-matching")

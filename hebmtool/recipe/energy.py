@@ -14,6 +14,9 @@ class Energy(Part):
         "compact", description="this package's network, or the published one, which reads z and has no `readout`"
     )
     reads: Literal["z", "z+state"] = Field("z", description="'z': f_i(z_i), as published; 'z+state': also h_i and u_i")
+    layers: list[int] | None = Field(
+        None, min_length=1, description="layers that have an f_i (1 = bottom); none gives every layer one"
+    )
     width: Channels = Field(64, description="channels")
     blocks: Few = Field(2, description="residual blocks")
     readout: Literal["sum", "strided"] = Field(

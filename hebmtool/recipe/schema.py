@@ -232,6 +232,7 @@ class Prior(Part):
         description="recovery likelihood, (conditional) noise-contrastive estimation, denoising score matching, or "
         "telescoping ratios of adjacent noise levels",
     )
+    copies: Few = Field(1, description="noisier copies that conditional contrast holds against each posterior draw")
     whiten: Draws = Field(
         False,
         description="take the posterior's mean and covariance, by so many draws of each image (true: 1), out of u "
@@ -273,12 +274,12 @@ class Prior(Part):
     def _maps_are_there(self) -> "Prior":
         if self.kind != "latent-ebm":
             return self
-        energy = self.energy
         for key, given, plain in (
             ("whiten", self.whiten, False),
-            ("energy.form", energy.form, "compact"),
-            ("energy.reads", energy.reads, "z"),
-            ("energy.readout", energy.readout, "sum"),
+            ("energy.form", self.energy.form, "compact"),
+            ("energy.layers", self.energy.layers, None),
+            ("energy.reads", self.energy.reads, "z"),
+            ("energy.readout", self.energy.readout, "sum"),
         ):
             if given != plain:
                 raise ValueError(

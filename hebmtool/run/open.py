@@ -5,7 +5,8 @@ import torch
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator, Tower, Whitening, readjust_batchnorm
 from hebmtool.prior import KINDS, Prior, make_prior
-from hebmtool.prior.labels import LabelEnergy, chosen_layers
+from hebmtool.prior.energy import chosen_layers
+from hebmtool.prior.labels import LabelEnergy
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
 from hebmtool.run.header import is_of
@@ -118,7 +119,7 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
                 "the label again"
             )
         prior = checkpoint.recipe(path, header).prior
-        chosen = chosen_layers(generator, prior.label_layers)
+        chosen = chosen_layers(generator, prior.label_layers, "prior.label_layers")
         values, levels = checkpoint.extra(path, header, "values"), prior.levels
         name, whitening = checkpoint.extra(path, header, "label"), header.extra.get("whitening")
         label = LabelEnergy(name, values, levels, generator, prior.energy, chosen, whitening)

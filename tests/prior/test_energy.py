@@ -1,12 +1,16 @@
 """The energy: which latents each term sees, spectral norms, constant weights during chains, gradients."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
+from toys import ENERGY_KINDS
 
 from hebmtool import recipe
+from hebmtool.errors import UsageError
 from hebmtool.generator import TopDown
+from hebmtool.prior import make_prior
 from hebmtool.prior.energy import Energy, LayerEnergy
 from hebmtool.prior.spectral import SpectralConv
 from hebmtool.train.loop import Ema
@@ -73,6 +77,36 @@ def test_each_term_is_its_network_on_its_own_map(deep):
     z = deep.split(deep.T(u))
     alone = torch.stack([f(z_i, None, LayerEnergy.embed(t)) for f, z_i in zip(energy.layers, z, strict=True)], dim=1)
     assert torch.allclose(energy(deep.walk(u), t), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ENERGY_KINDS)
+@pytest.mark.parametrize("objective", ["cnce", "telescope"])
+def test_layers_that_have_no_term_have_zero(deep, kind, objective):
+    """Layers 1 and 3, numbered from the bottom, of four: F is theirs alone, whichever layers a walk has reached."""
+    if (kind, objective) == ("ebm", "telescope"):
+        pytest.skip("a joint EBM has no levels to telescope")
+    config = recipe.Prior(kind=kind, objective=objective)
+    config.energy = recipe.Energy(reads="z+state", width=6, blocks=1, layers=[3, 1, 3])
+    prior = make_prior(deep, config)
+    wake(prior, 1.0)
+    u, t = torch.randn(3, deep.D), torch.zeros(3, dtype=torch.long)
+    f = prior.energies(u)
+    assert f.shape == (3, 4) and (f[:, [0, 2]] == 0).all() and (f[:, [1, 3]] != 0).all()
+    if prior.T == 1:
+        assert torch.equal(f[:, [1, 3]], prior.energy(deep.walk(u), t)[..., 0])
+    assert torch.allclose(prior.F(u), f.sum(1))
+    for layers in (1, 2, 3):
+        cut = prior.energies(u, layers=layers)
+        assert cut.shape == (3, layers) and torch.allclose(cut, f[:, :layers])
+        assert prior.log_ratio(u, layers=layers).shape == (3, layers)
+    F, slope = prior.slope(t)(u)
+    assert F.isfinite().all() and slope.any(0).all(), "what layer 1 reads depends on all of u"
+
+
+def test_a_layer_that_is_not_there_has_no_term(deep):
+    config = recipe.Prior(energy=recipe.Energy(layers=[1, 7]))
+    with pytest.raises(UsageError, match=re.escape("prior.energy.layers names layer 7, but the generator has 1 to 4")):
+        make_prior(deep, config)
 
 
 def test_reading_z_depends_on_no_other_layer(deep):

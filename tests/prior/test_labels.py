@@ -10,6 +10,7 @@ from hebmtool.chains import CHAINS
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.noise import Noise
 from hebmtool.prior import Schedule, labels
+from hebmtool.prior.energy import chosen_layers
 from hebmtool.prior.labels import Condition, LabelEnergy
 
 
@@ -130,6 +131,7 @@ def test_images_without_labels_cannot_have_attributes(tmp_path):
 
 @pytest.mark.parametrize("layers", [[0], [1, 3]])
 def test_a_coupled_layer_must_exist(generator, layers):
-    assert labels.chosen_layers(generator, [1, 2]) == [0, 1] and labels.chosen_layers(generator, [2]) == [0]
-    with pytest.raises(UsageError, match="but the generator has 1 to 2"):
-        labels.chosen_layers(generator, layers)
+    key = "prior.label_layers"
+    assert chosen_layers(generator, [1, 2], key) == [0, 1] and chosen_layers(generator, [2], key) == [0]
+    with pytest.raises(UsageError, match=f"{key} names layer .*, but the generator has 1 to 2"):
+        chosen_layers(generator, layers, key)

@@ -210,6 +210,23 @@ def test_the_contrast_is_least_at_the_log_ratio(generator, monkeypatch, objectiv
         assert max(low.abs(), high.abs(), there[1].abs()) < 1e-6  # a constant is not seen
 
 
+def test_several_copies_are_as_many_contrasts_of_one_positive(generator):
+    """By hand from the same random numbers."""
+    prior, u_0 = toy_prior(generator, "ebm", objective="cnce", copies=3, penalty=0.1), torch.randn(8, generator.D)
+    torch.manual_seed(5)
+    loss, figures = prior.loss(u_0, u_0)
+    torch.manual_seed(5)
+    prior.pairs(u_0)
+    F, copies = prior.F(u_0), []
+    for _ in range(3):
+        rho = torch.rand(8, 1)
+        copies.append(prior.F(rho * u_0 + (1 - rho**2).sqrt() * torch.randn_like(u_0)))
+    gaps = torch.stack(copies) - F
+    size = torch.cat([F, *copies]).square().mean()
+    assert loss.item() == pytest.approx((gaps.exp().log1p().mean() + 0.1 * size).item(), rel=1e-4)
+    assert figures["gap"].item() == pytest.approx(gaps.mean().item(), rel=1e-3, abs=1e-6)
+
+
 # Learned on a law that is known
 
 
@@ -290,6 +307,9 @@ class Rungs(nn.Module):
     def forward(self, walk, t):
         squares = torch.stack([u.flatten(1).square().sum(1) for u in walk.u], 1)
         return (0.5 * self.d[t][:, None] - 0.5 * (self.c / self.v)[t][:, None] * squares)[..., None]
+
+    def by_layer(self, walk, t):
+        return self(walk, t)[..., 0]
 
     def advance(self):
         pass

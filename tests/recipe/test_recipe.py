@@ -214,7 +214,7 @@ def test_a_mistaken_override_is_named(override, said):
     [
         (
             "prior: {energy: {widht: 3}}",
-            "unknown key prior.energy.widht; prior.energy has the keys form, reads, width, blocks, readout, "
+            "unknown key prior.energy.widht; prior.energy has the keys form, reads, layers, width, blocks, readout, "
             "activation, spectral_norm; "
             "did you mean 'width'?",
         ),
