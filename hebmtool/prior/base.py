@@ -101,6 +101,11 @@ class Prior(nn.Module, ABC):
         levels = f", {self.T} level{'s' * (self.T > 1)}" if self.T else ""
         return f"<{self.kind} prior over {self.generator.D} dimensions{levels}, {parameters:,} parameters>"
 
+    @property
+    def highest(self) -> int:
+        """The highest layer that it knows anything about, 1 = bottom."""
+        return self.generator.L
+
     # Drawing
 
     @abstractmethod

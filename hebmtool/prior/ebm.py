@@ -38,10 +38,7 @@ SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence", "renew")
 
 
 class EnergyPrior(Prior):
-    """What energy-based priors share.
-
-    Arguments:
-        config: the recipe's `prior` part.
+    """What energy-based priors share; `config` is the recipe's `prior` part.
 
     chain: what it is drawn with.  learned_with: the chain in whose scale F was learned.  network: what an f_i is, where
     the recipe has no choice.
@@ -62,6 +59,10 @@ class EnergyPrior(Prior):
     @property
     def T(self) -> int:
         return self.schedule.T
+
+    @property
+    def highest(self) -> int:
+        return self.generator.L - (min(self.energy.chosen) if self.generator.whitening is None else 0)
 
     @property
     def ends_on_marginal(self) -> bool:
@@ -316,8 +317,7 @@ class EnergyPrior(Prior):
 class JointEBM(EnergyPrior, kind="ebm"):
     """p(u) ~ exp(F(T(u))) N(u; 0, I).
 
-    Learned by maximum likelihood with short-run negatives, `loss = F(u^-) - F(u^+)`, started from N(0, I); optionally
-    with a small penalty on F^2 and a margin below which the difference is turned round.
+    By `recovery` learned with short-run negatives that start from N(0, I).
 
     As published the chain is `unscaled`, the energies have LeakyReLU and no spectral norm, and on CelebA-HQ-256 K = 10
     and s = 1e-5.  The published target in u-space is exp(F(T(u))) p_0(T(u)), with p_0 the density of z: it lacks the

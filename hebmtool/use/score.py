@@ -95,20 +95,28 @@ class Scorer:
 
     @property
     def cuts(self) -> list[int]:
-        """The cuts k this score has: 0 .. L-1; the ratio at 0 is no ratio, and log p(x, z) is of all layers."""
-        return [0] if self.score == "joint" else list(range(self.score == "llr", self.prior.generator.L))
+        """The cuts k this score has: 0 .. L-1; the ratio at 0 is no ratio, log p(x, z) is of all layers, and an energy
+        of none above the highest that has one."""
+        L = self.prior.highest if self.score == "energy" else self.prior.generator.L
+        return [0] if self.score == "joint" else list(range(self.score == "llr", L))
 
     def check(self, cut: int) -> int:
         """`cut`, if there is such a one.  Raises UsageError naming those that exist."""
         L = self.prior.generator.L
-        if cut not in self.cuts:
-            raise UsageError(
-                f"layer is {cut}; it uses the layers above that number, of {L}, so for the score {self.score} it is "
-                f"from {self.cuts[0]} to {self.cuts[-1]} (the top one alone)"
-                if self.cuts
-                else f"the score {self.score} needs a generator of at least two layers, and this one has {L}"
-            )
-        return cut
+        if cut in self.cuts:
+            return cut
+        if not self.cuts:
+            raise UsageError(f"the score {self.score} needs a generator of at least two layers, and this one has {L}")
+        first, last = self.cuts[0], self.cuts[-1]
+        allowed = f"from {first} to {last}" if first < last else str(last)
+        if last == L - 1:
+            allowed += " (the top one alone)"
+        elif self.score == "energy":
+            allowed += f", for no layer above layer {last + 1} has an energy (prior.energy.layers)"
+        raise UsageError(
+            f"layer is {cut}; it uses the layers above that number, of {L}, so for the score {self.score} it is "
+            + allowed
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor, cuts: Sequence[int] | None = None) -> Tensor:

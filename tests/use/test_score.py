@@ -12,7 +12,9 @@ from toys import toy_prior
 from hebmtool import data, recipe
 from hebmtool.chains import CHAINS
 from hebmtool.errors import HebmError, UsageError
+from hebmtool.generator import Whitening
 from hebmtool.noise import Noise, derive_seed
+from hebmtool.prior import make_prior
 from hebmtool.use import score as scoring
 from hebmtool.use.score import PosteriorScorer, Scorer, make_scorer
 
@@ -71,6 +73,19 @@ def test_energy_adds_the_layers_above_the_cut(tower):
         above = [f[:, l] for l in range(3) if tower.layer_number(l) > k]
         assert torch.allclose(found[:, k], sum(above).double(), atol=1e-5)
     assert f.std(0).min() > 0  # else the sums above would prove little
+
+
+def test_an_energy_has_no_cut_above_the_layers_that_have_one(tower):
+    """Whitening knows something of every layer, whichever has an f_i."""
+    _, settings = make(tower)
+    settings.prior.energy.layers = [2, 1]
+    scorer = Scorer(make_prior(tower, settings.prior), settings, draws=1)
+    assert scorer.cuts == [0, 1] and scorer(grey(2)).shape == (2, 2)
+    assert Scorer(scorer.prior, settings, "likelihood").cuts == [0, 1, 2]
+    with pytest.raises(UsageError, match="from 0 to 1, for no layer above layer 2 has an energy"):
+        scorer.check(2)
+    tower.whiten(Whitening.identity(tower.D))
+    assert scorer.cuts == [0, 1, 2]
 
 
 @pytest.mark.parametrize("level", [1, 2])
