@@ -82,7 +82,7 @@ def test_a_gaussian_run_has_likelihoods_but_no_energy(hebm, tiny, imgs):
         (("x.png", "--auroc"), 2, "give it by --ood"),
         (("x.png", "--ood", "y"), 2, "--ood belongs to --auroc"),
         (("x.png", "--layer", 2), 2, "of 2, so for the score energy it is from 0 to 1"),
-        (("x.png", "--layer", 0, "--score", "llr"), 2, "from 1 to 1"),
+        (("x.png", "--layer", 0, "--score", "llr"), 2, "it is 1 (the top one alone)"),
         (("x.png", "--scheme", "difusion"), 2, "did you mean 'diffusion'"),
         (("x.png", "--layer", 0), 1, "x.png does not exist"),
         (("--auroc", "--out", "a.npz"), 2, "give a .png"),
