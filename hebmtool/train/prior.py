@@ -20,7 +20,7 @@ from hebmtool.generator import Tower, Whitening, readjust_batchnorm
 from hebmtool.noise import Noise, derive_seed
 from hebmtool.prior import KINDS, Prior, make_prior
 from hebmtool.prior.ebm import SAMPLER
-from hebmtool.prior.energy import CALIBRATION_DRAWS
+from hebmtool.prior.energy import CALIBRATION_DRAWS, chosen_layers
 from hebmtool.prior.itself import own_draws
 from hebmtool.prior.objectives import RUN_CHAINS
 from hebmtool.recipe import Recipe, TrainPrior
@@ -287,6 +287,7 @@ def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None)
     images, test = split.both(run, recipe.data)
     if ready is not None:
         ready(images, test)
+    chosen_layers(whole, recipe.prior.energy.layers, "prior.energy.layers")
     labels.check(recipe, run, whole, images, test)
     data.batch_indices(len(images), recipe.train_prior.batch_size, recipe.prior_seed, 0)
     if recipe.prior.whiten and whole.D > MOST_WHITENED:

@@ -178,7 +178,8 @@ def test_stage_two_returns_the_prior_that_is_saved(stage_one):
         (["train_prior.batch_size=100000"], HebmError, "train_prior.batch_size|batch"),
         (["prior.labels=[hats]"], HebmError, "the images have no label 'hats'"),
         (["prior.labels=[class, class]"], UsageError, "names class twice"),
-        (["prior.labels=[class]", "prior.label_layers=[9]"], UsageError, "names layer 9"),
+        (["prior.labels=[class]", "prior.label_layers=[9]"], UsageError, "prior.label_layers names layer 9"),
+        (["prior.energy.layers=[0]"], UsageError, "prior.energy.layers names layer 0, but the generator has 1 to 2"),
     ],
 )
 def test_what_stage_two_refuses_it_refuses_before_anything_is_written(stage_one, settings, error, words):
