@@ -38,10 +38,8 @@ SAMPLER = ("chain", "steps", "eta", "h", "theta", "persistence", "renew")
 
 
 class EnergyPrior(Prior):
-    """What energy-based priors share; `config` is the recipe's `prior` part.
-
-    chain: what it is drawn with.  learned_with: the chain in whose scale F was learned.  network: what an f_i is, where
-    the recipe has no choice.
+    """What energy-based priors share; `config` is the recipe's `prior` part.  chain: what it is drawn with.
+    learned_with: the chain in whose scale F was learned.  network: what an f_i is, where the recipe has no choice.
     """
 
     network: type[nn.Module] | None = None
@@ -62,7 +60,8 @@ class EnergyPrior(Prior):
 
     @property
     def highest(self) -> int:
-        return self.generator.L - (min(self.energy.chosen) if self.generator.whitening is None else 0)
+        whitened = self.generator.whitening is not None
+        return super().highest if whitened else self.generator.layer_number(min(self.energy.chosen))
 
     @property
     def ends_on_marginal(self) -> bool:
@@ -253,7 +252,7 @@ class EnergyPrior(Prior):
         watch: Watch | None = None,
         learning: bool = False,
     ) -> Tensor:
-        """From u_0 by level 0's chain without its recovery term, on p(u) ~ exp(F / scale) N(u; 0, I)."""
+        """As `Prior.refine`, by level 0's chain without its recovery term.  `learning` as in `negatives`."""
         self._settle_steps()
         t, K = self._level(u_0, 0), self.K if K is None else K
         told = self._lengthening(t) if learning and self.chain.exact else self._watched(watch, t)

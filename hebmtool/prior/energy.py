@@ -185,10 +185,10 @@ class Energy(nn.Module):
     def by_layer(self, walk: TopDown, t: Tensor) -> Tensor:
         """The first output of every layer the walk has reached, [N, layers], top first: 0 of one that has no f_i."""
         found = self(walk, t)[..., 0]
-        reached, none = len(walk.z), found.new_zeros(len(found))
+        reached = len(walk.z)
         if found.shape[1] == reached:
             return found
-        place = {l: k for k, l in enumerate(self.chosen)}
+        place, none = {l: k for k, l in enumerate(self.chosen)}, found.new_zeros(len(found))
         return torch.stack([found[:, place[l]] if l in place else none for l in range(reached)], dim=1)
 
     def advance(self) -> None:
