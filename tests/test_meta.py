@@ -108,7 +108,7 @@ def test_an_update_of_stage_two(tmp_path, make_generator, kind, objective, chain
 @every_precision
 def test_an_update_of_a_label(tmp_path, make_generator, precision):
     generator = made(make_generator, precision)
-    label = LabelEnergy("class", ("a", "b"), 3, generator, recipe.Energy(width=6, blocks=1)).to(META)
+    label = LabelEnergy("class", ("a", "b"), generator, recipe.Prior(energy=recipe.Energy(width=6, blocks=1))).to(META)
     generator.to(META)
     schedule = Schedule(3).on(META)
     x, y = torch.rand(N, *generator.image_shape, device=META), torch.zeros(N, dtype=torch.long, device=META)

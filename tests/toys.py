@@ -37,10 +37,10 @@ def toy_prior(generator, kind="diffusion-ebm", chain="preconditioned", weight=1e
     return prior
 
 
-def toy_label(generator, name="class", values=("a", "b", "c"), chosen=None, levels=3) -> LabelEnergy:
+def toy_label(generator, name="class", values=("a", "b", "c"), layers=None, levels=3) -> LabelEnergy:
     """A label whose networks have random weights where they start at zero, as if it had been trained."""
     energy = recipe.Energy(reads="z+state", width=6, blocks=1)
-    label = LabelEnergy(name, values, levels, generator, energy, chosen)
+    label = LabelEnergy(name, values, generator, recipe.Prior(levels=levels, energy=energy, label_layers=layers))
     for p in label.parameters():
         if not p.any():
             nn.init.normal_(p, std=0.1)

@@ -20,9 +20,10 @@ from hebmtool import data
 from hebmtool import recipe as recipes
 from hebmtool.errors import HebmError, UsageError, did_you_mean
 from hebmtool.generator import Generator, TopDown
-from hebmtool.prior.energy import Energy
+from hebmtool.prior.energy import Energy, chosen_layers
 
 CLASS = "class"
+LAYERS = "prior.label_layers"
 
 
 class LabelEnergy(nn.Module):
@@ -31,8 +32,8 @@ class LabelEnergy(nn.Module):
     Arguments:
         name: of the label.
         values: its values' names, K of them.
-        levels: T, the noise levels it is learned on.
-        chosen: list indices of the coupled layers; all when None.
+        config: the recipe's `prior` part: of it the noise levels that it is learned on, the networks, and the layers
+            coupled.
         whitening: digest of that of the latents whose noise levels it was learned on; None where there is none.
     """
 
@@ -40,15 +41,14 @@ class LabelEnergy(nn.Module):
         self,
         name: str,
         values: Sequence[str],
-        levels: int,
         generator: Generator,
-        config: recipes.Energy,
-        chosen: Sequence[int] | None = None,
+        config: recipes.Prior,
         whitening: str | None = None,
     ):
         super().__init__()
-        self.name, self.values, self.levels, self.whitening = name, list(values), levels, whitening
-        self.energy = Energy(generator, config, outputs=len(self.values), chosen=chosen)
+        self.name, self.values, self.levels, self.whitening = name, list(values), config.levels, whitening
+        chosen = chosen_layers(generator, config.label_layers, LAYERS)
+        self.energy = Energy(generator, config.energy, outputs=len(self.values), chosen=chosen)
 
     def log_prob(self, walk: TopDown, t: Tensor) -> Tensor:
         """log p(y | z, t) of every value, [N, K], for levels t [N]."""

@@ -5,7 +5,6 @@ import torch
 from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Generator, Tower, Whitening, readjust_batchnorm
 from hebmtool.prior import KINDS, Prior, make_prior
-from hebmtool.prior.energy import chosen_layers
 from hebmtool.prior.labels import LabelEnergy
 from hebmtool.run import checkpoint
 from hebmtool.run.folder import Run
@@ -119,10 +118,8 @@ def load_labels(run: Run, generator: Generator) -> dict[str, LabelEnergy]:
                 "the label again"
             )
         prior = checkpoint.recipe(path, header).prior
-        chosen = chosen_layers(generator, prior.label_layers, "prior.label_layers")
-        values, levels = checkpoint.extra(path, header, "values"), prior.levels
-        name, whitening = checkpoint.extra(path, header, "label"), header.extra.get("whitening")
-        label = LabelEnergy(name, values, levels, generator, prior.energy, chosen, whitening)
+        name, values = (checkpoint.extra(path, header, key) for key in ("label", "values"))
+        label = LabelEnergy(name, values, generator, prior, header.extra.get("whitening"))
         checkpoint.load_into(label, tensors, path)
         label.to(generator.device).eval()
         label.energy.settle()

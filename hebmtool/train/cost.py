@@ -22,7 +22,6 @@ from hebmtool.errors import UsageError
 from hebmtool.generator import Tower
 from hebmtool.generator.layers import SpectralPenalty
 from hebmtool.prior import KINDS, Prior, make_prior
-from hebmtool.prior.energy import chosen_layers
 from hebmtool.prior.itself import own_draws
 from hebmtool.prior.labels import CLASS, LabelEnergy
 from hebmtool.prior.objectives import RUN_CHAINS
@@ -210,8 +209,7 @@ def _label(recipe: Recipe, name: str, shape: tuple[int, int, int], device: torch
     with device:
         generator = Tower(recipe.generator, shape, recipe.data.bits).eval().frozen()
         values = range(CLASSES if name == CLASS else 2)
-        chosen = chosen_layers(generator, recipe.prior.label_layers, "prior.label_layers")
-        label = LabelEnergy(name, values, schedule.T, generator, recipe.prior.energy, chosen)
+        label = LabelEnergy(name, values, generator, recipe.prior)
 
     def loss(x: Tensor) -> Tensor:
         return labels.objective(label, generator, schedule, x, torch.zeros(len(x), dtype=torch.long, device=device))[0]

@@ -13,7 +13,7 @@ from hebmtool.errors import HebmError, UsageError
 from hebmtool.generator import Tower
 from hebmtool.noise import derive_seed
 from hebmtool.prior.energy import CALIBRATION_DRAWS, chosen_layers
-from hebmtool.prior.labels import LabelEnergy, values_of
+from hebmtool.prior.labels import LAYERS, LabelEnergy, values_of
 from hebmtool.prior.schedule import Schedule
 from hebmtool.recipe import Recipe
 from hebmtool.run import checkpoint, split
@@ -98,8 +98,7 @@ def _train_label(
     path, train_path = run.label_path(name), run.label_train_path(name)
     device = generator.device
     torch.manual_seed(derive_seed(recipe.prior_seed, "label", name))
-    chosen = chosen_layers(generator, recipe.prior.label_layers, "prior.label_layers")
-    label = LabelEnergy(name, values, schedule.T, generator, recipe.prior.energy, chosen).to(device)
+    label = LabelEnergy(name, values, generator, recipe.prior).to(device)
     label.energy.calibrate(generator.walk(torch.randn(CALIBRATION_DRAWS, generator.D).to(device)))
     optimizer = torch.optim.Adam(label.parameters(), lr=config.label_lr, weight_decay=config.weight_decay)
     ema, step = Ema(label, config.ema), 0
@@ -192,7 +191,7 @@ def check(recipe: Recipe, run: Run, generator: Tower, images: data.Images, test:
     names = recipe.prior.labels
     if len(set(names)) < len(names):
         raise UsageError(f"prior.labels names {max(names, key=names.count)} twice; name each label once")
-    chosen_layers(generator, recipe.prior.label_layers, "prior.label_layers")
+    chosen_layers(generator, recipe.prior.label_layers, LAYERS)
     if images.shape != generator.image_shape:
         raise HebmError(
             f"the images are {images.shape} (channels, height, width) but the generator in {run.path} makes "

@@ -26,17 +26,17 @@ def test_log_prob_is_the_softmax_of_the_summed_energies(generator):
     assert not torch.allclose(found, label.log_prob(walk, torch.zeros_like(t)))
 
 
-@pytest.mark.parametrize("chosen", [[0], [1], [0, 1]])
-def test_only_the_coupled_layers_are_read(generator, chosen):
-    label = toy_label(generator, chosen=chosen)
+@pytest.mark.parametrize("layers", [[2], [1], [1, 2]])
+def test_only_the_coupled_layers_are_read(generator, layers):
+    label, read = toy_label(generator, layers=layers), [generator.layer_number(number) for number in layers]
     walk = generator.walk(torch.randn(4, generator.D))
     t = torch.zeros(4, dtype=torch.long)
-    assert label.energy(walk, t).shape == (4, len(chosen), 3)
+    assert label.energy(walk, t).shape == (4, len(layers), 3)
     before = label.log_prob(walk, t)
     for l in range(generator.L):
         moved = generator.walk(generator.join(walk.u))
         moved.z = [z + (k == l) for k, z in enumerate(moved.z)]
-        assert torch.equal(before, label.log_prob(moved, t)) == (l not in chosen)
+        assert torch.equal(before, label.log_prob(moved, t)) == (l not in read)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -79,7 +79,8 @@ def test_the_chain_follows_the_condition_at_every_level(kind):
 def test_a_label_that_is_in_the_latents_is_learned():
     """y is the sign of the top layer's mean; noised latents tell it less well."""
     generator = Twins()
-    label = LabelEnergy("up", ("0", "1"), 3, generator, recipe.Energy(reads="z+state", width=8, blocks=1))
+    energy = recipe.Energy(reads="z+state", width=8, blocks=1)
+    label = LabelEnergy("up", ("0", "1"), generator, recipe.Prior(energy=energy))
     schedule, optimizer = Schedule(3), torch.optim.Adam(label.parameters(), lr=2e-2)
 
     def draw(n, t):
