@@ -21,7 +21,14 @@ from hebmtool.judge.closure import sizes
 from hebmtool.judge.diagnose import diagnose_prior, telling
 from hebmtool.judge.evaluation import DIGITS, Evaluation, keep
 from hebmtool.judge.sources import GAUSSIAN, Source, arrival_figures, given, list_sources, load_priors
-from hebmtool.judge.spaces import Space, distance_figures, load_spaces, neighbourhood_figures, share_figures
+from hebmtool.judge.spaces import (
+    Space,
+    distance_figures,
+    hole_figures,
+    load_spaces,
+    neighbourhood_figures,
+    share_figures,
+)
 from hebmtool.metrics import cache, distances, inception
 from hebmtool.metrics.features import BATCH, Features
 from hebmtool.metrics.figures import Figure
@@ -44,6 +51,9 @@ ERRORS = {
     "density": "standard error over the images judged, reference held fixed",
     "recall": "standard error over the reference images, the images judged held fixed",
     "coverage": "standard error over the reference images, the images judged held fixed",
+    "FD to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
+    "FID to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
+    "closure to reconstructions": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), the others fixed",
     "closure": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), reference held fixed",
     "class shares": "standard deviation that counting makes",
     "clean": "standard error over the images judged",
@@ -153,7 +163,7 @@ def evaluate(
         "device": device_name(device),
     }
 
-    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats == 1) for draw in range(repeats)]
+    draws = [_figures(sources, spaces, classifier, n, draw, reference, repeats) for draw in range(repeats)]
     # Reconstructions are of these.
     first = draws[0][1] | {"images": images.batch(range(min(n, SHOWN)))}
     figures = [_with_error(each) for each in zip(*(found for found, _ in draws), strict=True)]
@@ -227,15 +237,16 @@ def _figures(
     n: int,
     draw: int,
     split: str,
-    errors: bool,
+    repeats: int,
 ) -> tuple[list[Figure], dict[str, Tensor]]:
-    """All figures of one draw, and a few images of each set; without `errors`, only those uncertainties that cost
-    nothing.
+    """All figures of one draw, and a few images of each set; where there are several draws, only those uncertainties
+    that cost nothing.
 
     A new metric of images adds its figures here: to `judged` where it holds a set against the reference in a feature
     space, as `neighbourhood_figures` does, and else to `own`.
     """
     networks = [space.features for space in spaces] + ([classifier] if classifier is not None else [])
+    errors = repeats == 1
     sets: dict[str, list[np.ndarray]] = {}
     first: dict[str, Tensor] = {}
     own: list[Figure] = []
@@ -245,11 +256,13 @@ def _figures(
         first[source.name] = seen.first
         own += _own_figures(source, seen, n, networks[0].device)
     trained = [source for source in sources if source.baseline is not None]
+    others = {source.name: _see(source, networks, repeats + draw).features for source in sources if source.again}
     judged = []
     with progress("judging", len(spaces) * len(sources)) as bar:
         for i, space in enumerate(spaces):
             seen_here = {name: each[i] for name, each in sets.items()}
             judged += distance_figures(seen_here, trained, space, split, errors)
+            judged += hole_figures(seen_here, trained, {name: each[i] for name, each in others.items()}, space, errors)
             baselines = {sources[0].name: sources[-1].name} | {each.name: each.baseline[1] for each in trained}
             judged += share_figures(seen_here, baselines, space, errors)
             for name, found in seen_here.items():

@@ -42,6 +42,7 @@ class Source:
     """A set of images to judge: `draw(i)` yields its i-th set in batches, uint8 [batch, C, H, W].
 
     baseline: of a trained prior, the names of the Gaussian samples and reconstructions on its own generator.
+    again: whether it is of reconstructions, of which another set is soon made to hold every set against.
     arrival: where the draws last made have come to, of a prior with energies.
     """
 
@@ -50,6 +51,7 @@ class Source:
     baseline: tuple[str, str] | None = None
     timed: bool = True
     arrival: Callable[[], Arrival] | None = None
+    again: bool = False
 
 
 def given(chain: str | None, settings: Mapping[str, object]) -> dict[str, object]:
@@ -121,14 +123,15 @@ def list_sources(
     first, priors = [Source(GAUSSIAN, sampled(own))], []
     # Without an encoder inference runs on a prior, the trained one.
     inferred = own if own.generator.has_encoder else trained[0]
-    last = [Source(RECONSTRUCTIONS, reconstructed(inferred), timed=False)]
+    soon = own.generator.has_encoder
+    last = [Source(RECONSTRUCTIONS, reconstructed(inferred), timed=False, again=soon)]
     for prior in trained:
         names = next((names for generator, names in baselines if same(generator, prior.generator)), None)
         if names is None:
             names = (f"{GAUSSIAN} (BatchNorm of {prior.kind})", f"{RECONSTRUCTIONS} (BatchNorm of {prior.kind})")
             baselines.append((prior.generator, names))
             first.append(Source(names[0], sampled(Gaussian(prior.generator))))
-            last.append(Source(names[1], reconstructed(prior), timed=False))
+            last.append(Source(names[1], reconstructed(prior), timed=False, again=soon))
         chosen = prior.fast_steps() if fast else steps
         if prior.T:
             priors.append(_drawn(prior, held_out, recipe, n, chosen, names))

@@ -114,11 +114,48 @@ def distance_figures(
     return figures
 
 
-def _closure_figure(found: Closure, space: Space, against: str) -> Figure:
+def hole_figures(
+    seen: dict[str, np.ndarray],
+    trained: Sequence[Source],
+    others: dict[str, np.ndarray],
+    space: Space,
+    errors: bool,
+) -> Iterator[Figure]:
+    """FD and closure of every set against reconstructions of other images, not against images: the prior hole itself.
+
+    An FD to images that the generator cannot draw falls with whatever looks a little more like them, first of all with
+    contrast: a prior whose draws are saturated comes nearer to sharp images than reconstructions are.  Against
+    reconstructions, what a perfect prior on this generator would draw, every deviation counts, and as its square.
+
+    Arguments:
+        seen, trained, errors: as `distance_figures`'s.
+        others: features of other reconstructions, [n, D], by the name of those that are judged beside them.
+    """
+    n, name = space.n, space.features.name
+    sets = [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]
+    told = set()
+    for names in sets:
+        if (reference := others.get(names[-1])) is None:
+            continue
+        against = f"{n} images against {len(reference)} other reconstructions, features {name}"
+        fd = [distances.frechet_distance(seen[of], reference) for of in names]
+        drawn = distances.bootstrap_distances([seen[of] for of in names], reference) if errors else None
+        spread = [None] * len(names) if drawn is None else drawn.std(0, ddof=1).tolist()
+        for of, value, error in zip(names, fd, spread, strict=True):
+            if of not in told:
+                told.add(of)
+                what = f"{space.fd} to reconstructions{space.suffix}"
+                yield Figure(what, value, error, of, "lower", note=against)
+        if trained:
+            found = closed(names[1], fd, drawn, n, len(reference), name)
+            yield _closure_figure(found, space, against, "closure to reconstructions")
+
+
+def _closure_figure(found: Closure, space: Space, against: str, name: str = "closure") -> Figure:
     what = f"prior-hole closure, ({space.fd} of Gaussian - of prior) / (of Gaussian - of reconstructions), {against}"
     if found.closure is None:
         what = f"undefined: reconstructions are no nearer to the reference than Gaussian samples, {against}"
-    return Figure(f"closure{space.suffix}", found.closure, found.error, found.kind, "higher", note=what)
+    return Figure(f"{name}{space.suffix}", found.closure, found.error, found.kind, "higher", note=what)
 
 
 def neighbourhood_figures(name: str, found: np.ndarray, space: Space) -> list[Figure]:

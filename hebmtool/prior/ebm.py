@@ -66,7 +66,7 @@ class EnergyPrior(Prior):
     @property
     def ends_on_marginal(self) -> bool:
         """An exact chain needs no Gaussian to stay near; but F that chains from u_1 have learned is drawn from u_1."""
-        return self.chain.exact and self.config.objective not in RUN_CHAINS
+        return self.chain.exact and not self.config.conditional and self.config.objective not in RUN_CHAINS
 
     def given(self, conditions: Sequence[Condition]) -> Self:
         self._settle_steps()
@@ -254,10 +254,12 @@ class EnergyPrior(Prior):
     ) -> Tensor:
         """As `Prior.refine`, by level 0's chain without its recovery term.  `learning` as in `negatives`."""
         self._settle_steps()
-        t, K = self._level(u_0, 0), self.K if K is None else K
+        t, K, chain = self._level(u_0, 0), self.K if K is None else K, self.chain
+        if chain.exact and self.config.conditional:  # its steps are for p(u_0 | u_1), of which sigma_1 is the unit
+            chain = chain.stepping(chain.by_level * float(self.schedule.sigma[1]))
         told = self._lengthening(t) if learning and self.chain.exact else self._watched(watch, t)
         with self.fixed():
-            return self.chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, told)
+            return chain.refine(self.slope(t), u_0, self.schedule, K, eps, tau, held, told)
 
     def descend(
         self,
@@ -345,11 +347,10 @@ class DiffusionEBM(EnergyPrior, kind="diffusion-ebm"):
 
     Where layers are held, or labels asked for, the trajectory alone comes only near the conditional: u_{V,t+1} of the
     coordinates V that are free was drawn before u_{H,t} of those held was known, and a noised latent says little of
-    its label.  It then ends with as many steps again on p(u_0) itself.  (Two coordinates correlated 0.8 come to 0.68
-    without and to 0.80 with them: T = 3, K = 10, h = 0.3.)
+    its label.  It then ends with as many steps again on p(u_0) itself.
 
-    An exact chain makes its steps at level 0 on p(u_0) itself anyhow, given what it may be, from a draw of level 0's
-    Gaussian; one number of steps is of that level alone.
+    An exact chain makes its steps at level 0 on p(u_0) itself anyhow, from a draw of level 0's Gaussian; one number of
+    steps is of that level alone.  Not so with `prior.conditional`: on p(u_0) chains may take too long to arrive.
     """
 
     def __init__(self, generator: Generator, config: recipes.Prior):

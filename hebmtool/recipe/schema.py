@@ -224,6 +224,7 @@ class Prior(Part):
     persistence: float = Field(
         0.6, ge=0, lt=1, description="part of the momentum that survives a step of the underdamped chain"
     )
+    conditional: bool = Field(False, description="hmc draws level 0, too, given u_1; false: from p(u_0) itself")
     renew: float = Field(
         0.0, ge=0, le=1, description="share of u that hmc draws anew, and tests, before every move; 0 for no such jumps"
     )
@@ -240,9 +241,7 @@ class Prior(Part):
     )
     penalty: float = Field(0.0, ge=0, description="weight of the penalty on F^2")
     margin: float = Field(
-        0.0,
-        ge=0,
-        description="nats by which a negative may fall below its positive before the push turns round; 0: never",
+        0.0, ge=0, description="nats a negative may fall below its positive before the push turns round; 0: never"
     )
     energy: Energy = Field(default_factory=Energy, description="the networks f_i whose sum is F")
     labels: Names = Field(

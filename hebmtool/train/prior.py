@@ -279,7 +279,7 @@ def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
     if new.prior.objective in RUN_CHAINS or old.train_prior.finish:
         return ()
     rescaled = (type(make_chain(each.prior)).scale is not Chain.scale for each in (old, new))
-    return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast")
+    return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast", "conditional")
 
 
 def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:

@@ -111,6 +111,26 @@ def test_closure_is_that_of_each_prior_alone(run, seeing):
         assert errors(found, "closure")[kind] == pytest.approx(alone.error, rel=1e-5) and alone.error > 0
 
 
+def test_the_hole_itself_is_measured_against_other_reconstructions(run):
+    """The same sets, held against the next reconstructions in the place of test images."""
+    seed = 1  # of draws that leave a hole, which a generator of so few updates hardly has
+    figures, settings = evaluate(run, CPU, "ebm", seed=seed), run.recipe().model_copy(update={"seed": seed})
+    images = data.load(settings.data, "train")
+    features = load_features(settings.evaluate.features, images.shape, CPU)
+    own = load_prior(run, "gaussian", CPU)
+    sets = {
+        "gaussian": prior_images(own, N, draw_seed(settings)),
+        "ebm": prior_images(load_prior(run, "ebm", CPU), N, draw_seed(settings)),
+        "reconstructions": torch.cat(list(reconstruct(own, images, settings, N))),
+    }
+    others = features(torch.cat(list(reconstruct(own, images, settings, N, 1))))
+    fd = {of: distances.frechet_distance(features(found), others) for of, found in sets.items()}
+    assert values(figures, "FD to reconstructions") == fd
+    closed = (fd["gaussian"] - fd["ebm"]) / (fd["gaussian"] - fd["reconstructions"])
+    assert values(figures, "closure to reconstructions") == {"ebm": pytest.approx(closed, rel=1e-6)}
+    assert errors(figures, "closure to reconstructions")["ebm"] > 0
+
+
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others(run, judged):
     """And a kind of prior is judged alone as it is among others."""
     first, (second, other) = judged[1], (evaluate(run, CPU, "ebm", seed=seed) for seed in (0, 1))

@@ -294,6 +294,34 @@ def test_what_no_chain_taught_is_drawn_from_its_own_density():
     check(prior.sample(lambda: torch.randn(N, 2)), law, bias=0.0)
 
 
+def test_an_exact_chain_may_draw_level_0_given_the_level_above():
+    """As published: u_0 stays by a_1 u_1, and its law is p(u_0 | u_1)."""
+    prior = sharp("diffusion-ebm", "hmc", objective="nce", conditional=True, theta=0.6, steps=61)
+    assert not prior.ends_on_marginal and prior.gradients() == 61 * prior.T
+    # Without moves of its own a level is its Gaussian conditional.
+    above, u_0 = list(prior.trajectory(lambda: torch.randn(N, 2), [0, 9, 9]))[-2:]
+    a, sigma = prior.schedule.conditional(torch.zeros(1, dtype=torch.long))
+    assert (u_0 - a * above).std(0).tolist() == pytest.approx([sigma.item()] * 2, rel=0.05)
+    u_1 = torch.tensor([0.7, -0.4])
+    points, _ = grid()
+    share = normalised(prior.log_tilt(points) - ((points - a * u_1) / sigma).square().sum(1) / 2)
+    *_, u_0 = prior.descend(u_1.expand(N, 2), 1, lambda: torch.randn(N, 2))
+    check(u_0, moments(share, points), bias=0.0)
+
+
+def test_steps_on_the_marginal_are_as_long_as_those_given_the_level_above():
+    """Of a prior that draws level 0 given u_1, whose steps are in units of sigma_1; both are taken about as often."""
+    prior, taken = sharp("diffusion-ebm", "hmc", objective="nce", conditional=True, theta=0.6, steps=41), []
+    u = prior.sample(lambda: torch.randn(500, 2))
+
+    def watch(t, u, F, slope, accepted):
+        if accepted is not None:
+            taken.append(accepted.float().mean().item())
+
+    prior.refine(u, lambda: torch.randn(500, 2), watch=watch)
+    assert len(taken) == 10 and min(taken) > 0.6
+
+
 def test_with_a_layer_held_the_exact_chain_follows_the_conditional():
     prior = sharp("diffusion-ebm", "underdamped", objective="nce").using(chain="hmc", steps=61, theta=0.6)
     mask, value = torch.tensor([True, False]), 0.8
