@@ -214,13 +214,18 @@ def test_more_updates_go_on_from_a_finished_prior(tiny, tmp_path):
 def test_a_finished_prior_takes_another_sampler(tiny, tmp_path):
     of_stage_one(tiny, tmp_path, [])
     run = Run(tmp_path / "digits")
-    path, found, other = run.prior_path("diffusion-ebm"), [], ["prior.chain=hmc", "prior.fast=[5, 0, 0]"]
+    path, found, other = (
+        run.prior_path("diffusion-ebm"),
+        [],
+        ["prior.chain=hmc", "prior.conditional=true", "prior.fast=[5, 0, 0]"],
+    )
     for i, sampler in enumerate(([], other, other)):
         settings = recipe.load("digits", [*DIGITS, "prior.objective=cnce", "train_prior.iterations=2", *sampler])
         train_prior(settings, run, CPU, resume=bool(i))
         found.append((path.read_bytes(), checkpoint.load(path)[0]))
     header = checkpoint.header(path)
     assert header.recipe["prior"]["chain"] == "hmc" and header.recipe["prior"]["fast"] == [5, 0, 0]
+    assert header.recipe["prior"]["conditional"]
     assert len(header.extra["steps"]) == settings.prior.levels, "adapted to the energies"
     assert all(found[0][1][key].equal(found[1][1][key]) for key in found[0][1]), "nothing was trained"
     assert found[0][0] != found[1][0] and found[1][0] == found[2][0], "written where it changed, and only there"
