@@ -54,7 +54,8 @@ from hebmtool.train.prior import train_prior
 
 NAMES = {"gaussian": "Gaussian", JointEBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
 SHOWN = ("FD", "closure", "class shares", "clean", "seconds per 1000 images")
-FIGURES = ("FD", "closure", "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
+CLOSURES = ("closure", "closure to reconstructions")
+FIGURES = ("FD", *CLOSURES, "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
 TRAINED_WITH = 100  # images for the closure that learning ends with: it is measured here, and not twice
 
 
@@ -119,20 +120,21 @@ def seeds(options: argparse.Namespace) -> None:
         time_to_learn = spread([(each, None) for each in minutes[of]], 1) if of in kinds else ""
         rows.append([NAMES.get(of, of), *said, time_to_learn])
     table(*rows)
-    print()
-    rows = [["closure, seed", *map(str, range(options.seeds)), "standard deviation"]]
-    closures = {kind: found[kind].get("closure", []) for kind in kinds}
-    if any(len(values) < options.seeds for values in closures.values()):
-        note("no closure: these features see no hole, reconstructions being no nearer to test images than samples")
-        return
-    for kind, values in closures.items():
-        deviation = f"{np.std([value for value, _ in values], ddof=1):.3f}" if len(values) > 1 else ""
-        rows.append([NAMES[kind], *(spread([each]) for each in values), deviation])
-    table(*rows)
-    if len(kinds) == 2:
-        first, second = (np.array([value for value, _ in closures[kind]]) for kind in kinds)
-        gain = spread([(each, None) for each in second - first])
-        note(f"closure of the {NAMES[kinds[1]]} over that of the {NAMES[kinds[0]]}, seed by seed: {gain}")
+    for name in CLOSURES:
+        print()
+        rows = [[f"{name}, seed", *map(str, range(options.seeds)), "standard deviation"]]
+        closures = {kind: found[kind].get(name, []) for kind in kinds}
+        if any(len(values) < options.seeds for values in closures.values()):
+            note(f"no {name}: these features see no hole, reconstructions being no nearer than samples")
+            continue
+        for kind, values in closures.items():
+            deviation = f"{np.std([value for value, _ in values], ddof=1):.3f}" if len(values) > 1 else ""
+            rows.append([NAMES[kind], *(spread([each]) for each in values), deviation])
+        table(*rows)
+        if len(kinds) == 2:
+            first, second = (np.array([value for value, _ in closures[kind]]) for kind in kinds)
+            gain = spread([(each, None) for each in second - first])
+            note(f"{name} of the {NAMES[kinds[1]]} over that of the {NAMES[kinds[0]]}, seed by seed: {gain}")
 
 
 class Judge:
