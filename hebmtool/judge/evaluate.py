@@ -40,6 +40,7 @@ from hebmtool.use.sample import check_pixels
 SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
 ENDS = 2  # grey levels
+TO_RECONSTRUCTIONS = "closure to reconstructions"
 SHOWN = 12  # images of each set
 
 # How each figure's uncertainty is found in a single draw; a new figure that has one is named here too.
@@ -305,7 +306,8 @@ def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[st
     """What a closure does not tell: a distance can fall while images leave the data, by a contrast that features like.
 
     Precision below that of Gaussian samples and of reconstructions says so, and more saturated pixels than in either
-    (a perfect prior is as good as reconstructions, which are not always the better of the two).
+    (a perfect prior is as good as reconstructions, which are not always the better of the two).  So does a closure that
+    is higher than that to reconstructions, which counts every deviation.
     """
     found = {(figure.name, figure.of): figure for figure in figures}
     for source in sources:
@@ -323,4 +325,14 @@ def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[st
                 yield (
                     f"{source.name} has {name} {own.value:.3f}, where {bound.of} has {bound.value:.3f}: look at its "
                     "samples before you believe its closure; a chain that runs away saturates images"
+                )
+        for name, of in [key for key in found if key[1] == source.name and key[0].startswith(TO_RECONSTRUCTIONS)]:
+            own, hole = found.get((name.replace(TO_RECONSTRUCTIONS, "closure"), of)), found[name, of]
+            errors = [figure.error for figure in (own, hole) if figure is not None]
+            if None in errors or len(errors) < 2:
+                continue
+            if own.value - hole.value > DOUBT * np.hypot(*errors):
+                yield (
+                    f"{of} has {own.name} {own.value:.3f}, but {hole.value:.3f} to reconstructions: its draws come "
+                    "nearer to images by being other than reconstructions are; believe the latter"
                 )

@@ -554,3 +554,25 @@ def test_a_closure_is_doubted_where_more_pixels_are_saturated_than_in_its_bounds
     sources = [Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
     doubts = list(_doubts(figures, sources))
     assert len(doubts) == doubted and all("saturated 0.074" in doubt for doubt in doubts)
+
+
+@pytest.mark.parametrize(
+    ("closure", "hole", "doubted"),
+    [
+        (0.75, 0.62, False),  # within the error
+        (0.36, 0.77, False),  # the more severe of the two
+        (1.16, 0.31, True),
+        (1.16, None, False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", " (clean)"])
+def test_a_closure_is_doubted_where_that_to_reconstructions_is_lower(suffix, closure, hole, doubted):
+    figures = [
+        Figure(f"closure{suffix}", closure, 0.05, "ebm"),
+        Figure(f"closure to reconstructions{suffix}", hole, None if hole is None else 0.03, "ebm"),
+        Figure("closure", 0.5, None, "ebm") if suffix else Figure("closure (clean)", 0.5, None, "ebm"),
+    ]
+    sources = [Source("ebm", lambda draw: iter(()), ("gaussian", "reconstructions"))]
+    doubts = list(_doubts(figures, sources))
+    assert len(doubts) == doubted
+    assert all(f"closure{suffix} 1.160, but 0.310 to reconstructions" in doubt for doubt in doubts)
