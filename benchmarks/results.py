@@ -42,7 +42,7 @@ from hebmtool.judge import closure as closures
 from hebmtool.judge.evaluate import GAUSSIAN, evaluate
 from hebmtool.judge.evaluation import RECONSTRUCTIONS
 from hebmtool.judge.sources import Source, arrival_figures, list_sources, same
-from hebmtool.judge.spaces import load_spaces, share_figures
+from hebmtool.judge.spaces import TO_RECONSTRUCTIONS, load_spaces, share_figures
 from hebmtool.metrics import cache, distances
 from hebmtool.metrics.figures import Figure, over_seeds
 from hebmtool.prior import DiffusionEBM, Gaussian, JointEBM, Prior, Steps
@@ -54,7 +54,7 @@ from hebmtool.train.prior import train_prior
 
 NAMES = {"gaussian": "Gaussian", JointEBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
 SHOWN = ("FD", "closure", "class shares", "clean", "seconds per 1000 images")
-CLOSURES = ("closure", "closure to reconstructions")
+CLOSURES = ("closure", TO_RECONSTRUCTIONS)
 FIGURES = ("FD", *CLOSURES, "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
 TRAINED_WITH = 100  # images for the closure that learning ends with: it is measured here, and not twice
 

@@ -22,6 +22,7 @@ from hebmtool.judge.diagnose import diagnose_prior, telling
 from hebmtool.judge.evaluation import DIGITS, Evaluation, keep
 from hebmtool.judge.sources import GAUSSIAN, Source, arrival_figures, given, list_sources, load_priors
 from hebmtool.judge.spaces import (
+    TO_RECONSTRUCTIONS,
     Space,
     distance_figures,
     hole_figures,
@@ -40,7 +41,6 @@ from hebmtool.use.sample import check_pixels
 SPLITS = ("test", "train")
 DOUBT, DOUBTED = 3.0, 1.05  # standard errors, and factor, from the bounds at which a closure is doubted
 ENDS = 2  # grey levels
-TO_RECONSTRUCTIONS = "closure to reconstructions"
 SHOWN = 12  # images of each set
 
 # How each figure's uncertainty is found in a single draw; a new figure that has one is named here too.
@@ -54,7 +54,7 @@ ERRORS = {
     "coverage": "standard error over the reference images, the images judged held fixed",
     "FD to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
     "FID to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
-    "closure to reconstructions": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), the others fixed",
+    TO_RECONSTRUCTIONS: f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), the others fixed",
     "closure": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), reference held fixed",
     "class shares": "standard deviation that counting makes",
     "clean": "standard error over the images judged",
@@ -257,7 +257,8 @@ def _figures(
         first[source.name] = seen.first
         own += _own_figures(source, seen, n, networks[0].device)
     trained = [source for source in sources if source.baseline is not None]
-    others = {source.name: _see(source, networks, repeats + draw).features for source in sources if source.again}
+    again, judges = [source for source in sources if source.again], networks[: len(spaces)]
+    others = {source.name: _see(source, judges, repeats + draw).features for source in again}
     judged = []
     with progress("judging", len(spaces) * len(sources)) as bar:
         for i, space in enumerate(spaces):

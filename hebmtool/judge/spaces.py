@@ -18,6 +18,8 @@ from hebmtool.metrics import cache, distances, inception, shares
 from hebmtool.metrics.features import Features, load_features
 from hebmtool.metrics.figures import Figure
 
+TO_RECONSTRUCTIONS = "closure to reconstructions"
+
 
 @dataclass
 class Space:
@@ -148,7 +150,7 @@ def hole_figures(
                 yield Figure(what, value, error, of, "lower", note=against)
         if trained:
             found = closed(names[1], fd, drawn, n, len(reference), name)
-            yield _closure_figure(found, space, against, "closure to reconstructions")
+            yield _closure_figure(found, space, against, TO_RECONSTRUCTIONS)
 
 
 def _closure_figure(found: Closure, space: Space, against: str, name: str = "closure") -> Figure:
