@@ -68,7 +68,7 @@ class Arrival:
         mean, posterior = (f"{each.value:.2f} ± {each.error:.2f}" for each in (self.F, self.posterior))
         return (
             f"the sampler has not arrived: its draws have a mean F of {mean} nats where posterior latents have "
-            f"{posterior}; take more steps"
+            f"{posterior}; take more steps, or where those change nothing learn for longer"
         )
 
     def as_dict(self) -> dict:
