@@ -2,7 +2,7 @@
 
     D="--set data.source=array --set data.path=mnist.npz --features mnist_features.safetensors"
     python benchmarks/results.py seeds    mnist $D
-    python benchmarks/results.py seeds    cifar10-small $D --samples 2000 --joint prior.steps=20
+    python benchmarks/results.py seeds    cifar10-small $D --samples 1000 --joint prior.steps=97
     python benchmarks/results.py ablation mnist $D --samples 2000
     python benchmarks/results.py chains   mnist $D --samples 2000 --seeds 1 --gradients 17 33 65
 
