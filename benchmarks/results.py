@@ -46,15 +46,14 @@ from hebmtool.judge.spaces import TO_RECONSTRUCTIONS, load_spaces, share_figures
 from hebmtool.metrics import cache, distances
 from hebmtool.metrics.figures import Figure, over_seeds
 from hebmtool.prior import DiffusionEBM, Gaussian, JointEBM, Prior, Steps
-from hebmtool.prior.ebm import SAMPLER
 from hebmtool.run import checkpoint, split
 from hebmtool.run.folder import Run
 from hebmtool.run.open import load_prior
-from hebmtool.train.prior import train_prior
+from hebmtool.train.prior import DRAWN, train_prior
 
 NAMES = {"gaussian": "Gaussian", JointEBM.kind: "joint EBM", DiffusionEBM.kind: "diffusion EBM"}
 SHOWN = ("FD", "closure", "class shares", "clean", "seconds per 1000 images")
-CLOSURES = ("closure", TO_RECONSTRUCTIONS)
+CLOSURES = ("closure", f"closure{TO_RECONSTRUCTIONS}")
 FIGURES = ("FD", *CLOSURES, "precision", "recall", "coverage", "saturated", "seconds per 1000 images")
 TRAINED_WITH = 100  # images for the closure that learning ends with: it is measured here, and not twice
 
@@ -79,7 +78,7 @@ def trained(options: argparse.Namespace, kind: str, variant: str = "", *keys: st
         old.train_prior.seed = old.prior_seed
         if kind == JointEBM.kind:
             old.prior.fast = settings.prior.fast  # it has no levels to leave out
-        if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in (*SAMPLER, "fast")):
+        if any(getattr(old.prior, key) != getattr(settings.prior, key) for key in DRAWN):
             # Written anew with the sampler asked for; refused where it was learned with another.
             with run.lock():
                 train_prior(settings, run, options.device, resume=True)

@@ -52,9 +52,9 @@ ERRORS = {
     "density": "standard error over the images judged, reference held fixed",
     "recall": "standard error over the reference images, the images judged held fixed",
     "coverage": "standard error over the reference images, the images judged held fixed",
-    "FD to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
-    "FID to reconstructions": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), the others fixed",
-    TO_RECONSTRUCTIONS: f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), the others fixed",
+    f"FD{TO_RECONSTRUCTIONS}": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), others fixed",
+    f"FID{TO_RECONSTRUCTIONS}": f"bootstrap of the images judged ({distances.BOOTSTRAPS} resamplings), others fixed",
+    f"closure{TO_RECONSTRUCTIONS}": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), others fixed",
     "closure": f"bootstrap of the three sets ({distances.BOOTSTRAPS} resamplings), reference held fixed",
     "class shares": "standard deviation that counting makes",
     "clean": "standard error over the images judged",
@@ -327,12 +327,11 @@ def _doubts(figures: Sequence[Figure], sources: Sequence[Source]) -> Iterator[st
                     f"{source.name} has {name} {own.value:.3f}, where {bound.of} has {bound.value:.3f}: look at its "
                     "samples before you believe its closure; a chain that runs away saturates images"
                 )
-        for name, of in [key for key in found if key[1] == source.name and key[0].startswith(TO_RECONSTRUCTIONS)]:
-            own, hole = found.get((name.replace(TO_RECONSTRUCTIONS, "closure"), of)), found[name, of]
-            errors = [figure.error for figure in (own, hole) if figure is not None]
-            if None in errors or len(errors) < 2:
+        for name, of in [key for key in found if key[1] == source.name and f"closure{TO_RECONSTRUCTIONS}" in key[0]]:
+            own, hole = found.get((name.replace(TO_RECONSTRUCTIONS, ""), of)), found[name, of]
+            if own is None or None in (own.error, hole.error):
                 continue
-            if own.value - hole.value > DOUBT * np.hypot(*errors):
+            if own.value - hole.value > DOUBT * np.hypot(own.error, hole.error):
                 yield (
                     f"{of} has {own.name} {own.value:.3f}, but {hole.value:.3f} to reconstructions: its draws come "
                     "nearer to images by being other than reconstructions are; believe the latter"

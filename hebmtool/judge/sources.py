@@ -12,7 +12,7 @@ compared with Gaussian samples and reconstructions that have them too.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -116,22 +116,22 @@ def list_sources(
     def sampled(prior: Prior, steps: Steps = None) -> Callable[[int], Iterator[Tensor]]:
         return lambda draw: sample(prior, n, draw_seed(recipe, draw), BATCH, steps=steps, pixels=pixels)
 
-    def reconstructed(prior: Prior) -> Callable[[int], Iterator[Tensor]]:
-        return lambda draw: reconstruct(prior, images, recipe, n, draw)
+    def reconstructed(name: str, prior: Prior) -> Source:
+        draw, again = partial(reconstruct, prior, images, recipe, n), own.generator.has_encoder
+        return Source(name, draw, timed=False, again=again)
 
     baselines = [(own.generator, (GAUSSIAN, RECONSTRUCTIONS))]
     first, priors = [Source(GAUSSIAN, sampled(own))], []
     # Without an encoder inference runs on a prior, the trained one.
     inferred = own if own.generator.has_encoder else trained[0]
-    soon = own.generator.has_encoder
-    last = [Source(RECONSTRUCTIONS, reconstructed(inferred), timed=False, again=soon)]
+    last = [reconstructed(RECONSTRUCTIONS, inferred)]
     for prior in trained:
         names = next((names for generator, names in baselines if same(generator, prior.generator)), None)
         if names is None:
             names = (f"{GAUSSIAN} (BatchNorm of {prior.kind})", f"{RECONSTRUCTIONS} (BatchNorm of {prior.kind})")
             baselines.append((prior.generator, names))
             first.append(Source(names[0], sampled(Gaussian(prior.generator))))
-            last.append(Source(names[1], reconstructed(prior), timed=False, again=soon))
+            last.append(reconstructed(names[1], prior))
         chosen = prior.fast_steps() if fast else steps
         if prior.T:
             priors.append(_drawn(prior, held_out, recipe, n, chosen, names))

@@ -18,7 +18,7 @@ from hebmtool.metrics import cache, distances, inception, shares
 from hebmtool.metrics.features import Features, load_features
 from hebmtool.metrics.figures import Figure
 
-TO_RECONSTRUCTIONS = "closure to reconstructions"
+TO_RECONSTRUCTIONS = " to reconstructions"  # of a figure that is not held against images
 
 
 @dataclass
@@ -90,22 +90,8 @@ def distance_figures(
         split: what the reference is; the closure is defined for "test".
         errors: whether to find the uncertainty of FD and closure by bootstrap.
     """
-    n, m, name = space.n, len(space.reference), space.features.name
-    against = f"{n} images against {m} {split} images, features {name}"
-    fd = {of: distances.frechet_distance(found, space.reference) for of, found in seen.items()}
-    spread: dict[str, float] = {}
-    closures = []
-    for names in [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]:
-        drawn = distances.bootstrap_distances([seen[of] for of in names], space.reference) if errors else None
-        if drawn is not None:
-            spread |= dict(zip(names, drawn.std(0, ddof=1).tolist(), strict=True))
-        if trained and split == "test":
-            closures.append(closed(names[1], [fd[of] for of in names], drawn, n, m, name))
-    figures = [
-        Figure(f"{space.fd}{space.suffix}", value, spread.get(of), of, "lower", note=against)
-        for of, value in fd.items()
-    ]
-    figures += [_closure_figure(found, space, against) for found in closures]
+    against = f"{space.n} images against {len(space.reference)} {split} images, features {space.features.name}"
+    figures = _frechet_figures(seen, trained, space.reference, against, space, errors, split == "test")
     for of, found in seen.items():
         value, error, deviation = distances.kernel_distance(found, space.reference)
         size = distances.kernel_subset(found, space.reference)
@@ -133,31 +119,48 @@ def hole_figures(
         seen, trained, errors: as `distance_figures`'s.
         others: features of other reconstructions, [n, D], by the name of those that are judged beside them.
     """
-    n, name = space.n, space.features.name
-    sets = [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]
-    told = set()
-    for names in sets:
-        if (reference := others.get(names[-1])) is None:
-            continue
-        against = f"{n} images against {len(reference)} other reconstructions, features {name}"
-        fd = [distances.frechet_distance(seen[of], reference) for of in names]
+    for name, reference in others.items():
+        alike = [source for source in trained if source.baseline[1] == name]
+        of = {each for source in alike for each in (source.name, *source.baseline)} or set(seen)
+        beside = {each: found for each, found in seen.items() if each in of}
+        against = f"{space.n} images against {len(reference)} other reconstructions, features {space.features.name}"
+        yield from _frechet_figures(beside, alike, reference, against, space, errors, to=TO_RECONSTRUCTIONS)
+
+
+def _frechet_figures(
+    seen: dict[str, np.ndarray],
+    trained: Sequence[Source],
+    reference: np.ndarray,
+    against: str,
+    space: Space,
+    errors: bool,
+    closing: bool = True,
+    to: str = "",
+) -> list[Figure]:
+    """FD of every set to the features `reference`, and of `trained` the closures, unless not `closing`; `to` says in
+    their names to what, and `against` in their notes."""
+    fd = {of: distances.frechet_distance(found, reference) for of, found in seen.items()}
+    spread: dict[str, float] = {}
+    closures = []
+    for names in [(source.baseline[0], source.name, source.baseline[1]) for source in trained] or [tuple(seen)]:
         drawn = distances.bootstrap_distances([seen[of] for of in names], reference) if errors else None
-        spread = [None] * len(names) if drawn is None else drawn.std(0, ddof=1).tolist()
-        for of, value, error in zip(names, fd, spread, strict=True):
-            if of not in told:
-                told.add(of)
-                what = f"{space.fd} to reconstructions{space.suffix}"
-                yield Figure(what, value, error, of, "lower", note=against)
-        if trained:
-            found = closed(names[1], fd, drawn, n, len(reference), name)
-            yield _closure_figure(found, space, against, TO_RECONSTRUCTIONS)
+        if drawn is not None:
+            spread |= dict(zip(names, drawn.std(0, ddof=1).tolist(), strict=True))
+        if trained and closing:
+            of = [fd[each] for each in names]
+            closures.append(closed(names[1], of, drawn, space.n, len(reference), space.features.name))
+    figures = [
+        Figure(f"{space.fd}{to}{space.suffix}", value, spread.get(of), of, "lower", note=against)
+        for of, value in fd.items()
+    ]
+    return figures + [_closure_figure(found, space, against, to) for found in closures]
 
 
-def _closure_figure(found: Closure, space: Space, against: str, name: str = "closure") -> Figure:
+def _closure_figure(found: Closure, space: Space, against: str, to: str) -> Figure:
     what = f"prior-hole closure, ({space.fd} of Gaussian - of prior) / (of Gaussian - of reconstructions), {against}"
     if found.closure is None:
         what = f"undefined: reconstructions are no nearer to the reference than Gaussian samples, {against}"
-    return Figure(f"{name}{space.suffix}", found.closure, found.error, found.kind, "higher", note=what)
+    return Figure(f"closure{to}{space.suffix}", found.closure, found.error, found.kind, "higher", note=what)
 
 
 def neighbourhood_figures(name: str, found: np.ndarray, space: Space) -> list[Figure]:

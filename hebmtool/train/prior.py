@@ -274,12 +274,16 @@ def check_place(recipe: Recipe, run: Run, resume: bool) -> Recipe | None:
     return old
 
 
+DRAWN = (*SAMPLER, "fast", "conditional")
+"""Keys of the recipe's `prior` part that say how it is drawn from, those of one draw or of all."""
+
+
 def _sampler(old: Recipe, new: Recipe) -> tuple[str, ...]:
     """The keys of the sampler, where nothing was learned with it: no chain is run, nor gives F its scale."""
     if new.prior.objective in RUN_CHAINS or old.train_prior.finish:
         return ()
     rescaled = (type(make_chain(each.prior)).scale is not Chain.scale for each in (old, new))
-    return () if any(rescaled) else (*(key for key in SAMPLER if key != "eta"), "fast", "conditional")
+    return () if any(rescaled) else tuple(key for key in DRAWN if key != "eta")
 
 
 def training_images(recipe: Recipe, run: Run, whole: Tower, ready: Ready | None) -> data.Images:
